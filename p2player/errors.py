@@ -1,8 +1,8 @@
 """What can go wrong, and how it is told.
 
-One class per kind of trouble that a caller can act on. Each carries a `code` for the wire and the control API, the HTTP status of
-the API and the exit code of the CLI, so that the mapping stands in one place and a fault keeps its meaning from a
-peer's worker thread to the user's shell.
+One class per kind of trouble that a caller can act on. Each carries a `code` for the wire and the control API, the HTTP
+status of the API and the exit code of the CLI, so that the mapping stands in one place and a fault keeps its meaning
+from a peer's worker thread to the user's shell.
 
     ========== ==== ==== ==================================================
     code       HTTP exit meaning

@@ -1,0 +1,107 @@
+"""The sockets of the control API, and Hypercorn on them.
+
+The unix socket is bound through a descriptor of its folder, since the path of a socket may have no more than 107 bytes
+and a state folder may lie deeper than that. Its mode is set by the umask at the moment of binding: there is no instant
+at which anyone but the owner could connect.
+"""
+
+import hmac
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from p2player import errors
+from p2player.control.endpoint import problem
+
+DRAIN_S = 2.0
+BACKLOG = 128
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A listening socket at `path`, mode 0600; a stale one there is replaced.
+
+    Raises:
+        OSError: the folder is not ours to write.
+    """
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=folder)
+        before = os.umask(0o177)
+        try:
+            listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.umask(before)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(folder)
+    return listener
+
+
+def bind_loopback(host: str, port: int) -> socket.socket:
+    """A listening TCP socket on loopback.
+
+    Raises:
+        Refused: `host` is no loopback address: the API is not made for the network.
+    """
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        raise errors.Refused(f"the control API listens on loopback only, not on {host}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class BearerOnly:
+    """Passes on what carries the token; the rest is refused. For the TCP listener, where no file mode guards."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                response = problem(errors.Refused("a bearer token is needed here"))
+                response.status_code = 401
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def serve_on(
+    listener: socket.socket,
+    app: Callable[..., Any],
+    shutdown: Callable[[], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` on `listener` until `shutdown` returns; requests under way get `DRAIN_S` to end."""
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.graceful_timeout = DRAIN_S
+    config.keep_alive_timeout = 30
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = None
+    await serve(app, config, shutdown_trigger=shutdown, task_status=task_status)
