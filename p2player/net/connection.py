@@ -176,7 +176,7 @@ class Connection:
                 with trio.move_on_after(HELLO_S):
                     await self._opened.wait()
                 if not self._opened.is_set():
-                    self._why_closed = "no hello came"
+                    self.close("no hello came")
                 elif not self.closed.is_set():
                     ready = True
                     task_status.started()
