@@ -1,0 +1,277 @@
+"""Groups: neighbouring chunks compressed together. The only importer of zstandard.
+
+A chunk of 64 KiB alone compresses badly, so up to 1 MiB of neighbours share one zstd frame. The same
+group is what a pack record holds and what a DATA frame carries: content served whole is never recompressed.
+
+Two traps of zstd are closed here. `max_output_size` is ignored when a frame declares its size, so the
+declared size is compared with the table *before* anything is decompressed, and a frame that declares none
+is refused. And zstd's contexts are not thread-safe, so each thread has its own.
+"""
+
+import math
+import threading
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import zstandard
+
+from chunkstore.digest import ID_BYTES, Buffer, ChunkId, chunk_id
+from chunkstore.errors import BadGroup, CorruptChunk
+
+MAX_CHUNK_BYTES = 1 << 20
+MAX_GROUP_BYTES = 1 << 20
+MAX_GROUP_CHUNKS = 4096
+
+DEFAULT_LEVEL = 1
+_PAYS = 15 / 16  # a frame larger than this share of its input is stored raw: it would cost time at every read
+_PROBE_ABOVE = 3  # level 1 runs over random bytes at 5 GB/s, slower levels do not: above this, try level 1 first
+_MAX_WINDOW_LOG = 27
+
+
+class Codec(IntEnum):
+    """How the payload of a group is encoded."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Neighbouring chunks and their bytes, compressed together.
+
+    `ids[i]` names `lengths[i]` uncompressed bytes; the chunks follow each other without gaps. A group from
+    a peer or a disk is only a claim: `unpack` checks that it is consistent, `open_group` also every digest.
+    """
+
+    ids: tuple[ChunkId, ...]
+    lengths: tuple[int, ...]
+    codec: Codec
+    payload: bytes
+
+    @property
+    def raw_bytes(self) -> int:
+        """Uncompressed size of all chunks together."""
+        return sum(self.lengths)
+
+
+def check_table(ids: Sequence[bytes], lengths: Sequence[int], payload_bytes: int) -> int:
+    """Refuse a group that breaks a limit, before its payload is looked at.
+
+    Returns:
+        The uncompressed size of the group.
+
+    Raises:
+        BadGroup: no chunks or too many, an id that is not 32 bytes, a length out of bounds, an oversized sum
+            or payload.
+    """
+    if not 0 < len(ids) <= MAX_GROUP_CHUNKS or len(ids) != len(lengths):
+        raise BadGroup(f"group of {len(ids)} ids and {len(lengths)} lengths")
+    if any(len(name) != ID_BYTES for name in ids):
+        raise BadGroup("group with an id that is not 32 bytes")
+    if min(lengths) < 1 or max(lengths) > MAX_CHUNK_BYTES:
+        raise BadGroup("group with a chunk length out of bounds")
+    raw_bytes = sum(lengths)
+    if raw_bytes > MAX_GROUP_BYTES or not 0 < payload_bytes <= raw_bytes:
+        raise BadGroup(f"group of {raw_bytes} bytes with a payload of {payload_bytes}")
+    return raw_bytes
+
+
+def pack(chunks: Sequence[tuple[ChunkId, Buffer]], level: int = DEFAULT_LEVEL) -> Group:
+    """Compress chunks into one group; raw where zstd does not pay.
+
+    Args:
+        chunks: names and bytes, at most `MAX_GROUP_BYTES` together. The names are not checked.
+        level: zstd level. Bytes that level 1 cannot shrink are stored raw whatever the level.
+
+    Raises:
+        BadGroup: no chunks, an empty chunk, or more than a group can hold.
+    """
+    ids = tuple(name for name, _ in chunks)
+    lengths = tuple(len(data) for _, data in chunks)
+    raw = b"".join(data for _, data in chunks)
+    check_table(ids, lengths, len(raw))
+    frame = _compressor(DEFAULT_LEVEL if level > _PROBE_ABOVE else level).compress(raw)
+    if len(frame) > len(raw) * _PAYS:
+        return Group(ids, lengths, Codec.RAW, raw)
+    if level > _PROBE_ABOVE:
+        frame = _compressor(level).compress(raw)
+    return Group(ids, lengths, Codec.ZSTD, frame)
+
+
+def pack_all(chunks: Iterable[tuple[ChunkId, Buffer]], level: int = DEFAULT_LEVEL) -> Iterator[Group]:
+    """Compress a stream of chunks into groups, each as full as its neighbours allow.
+
+    At most one group's worth of chunks is held at a time.
+
+    Raises:
+        BadGroup: an empty chunk, or one larger than `MAX_CHUNK_BYTES`.
+    """
+    held: list[tuple[ChunkId, Buffer]] = []
+    held_bytes = 0
+    for name, data in chunks:
+        if held and (held_bytes + len(data) > MAX_GROUP_BYTES or len(held) == MAX_GROUP_CHUNKS):
+            yield pack(held, level)
+            held, held_bytes = [], 0
+        held.append((name, data))
+        held_bytes += len(data)
+    if held:
+        yield pack(held, level)
+
+
+def unpack(group: Group) -> memoryview:
+    """The uncompressed bytes of the whole group; digests are not checked.
+
+    Raises:
+        BadGroup: the group breaks a limit, declares another size than its table, or does not decompress.
+    """
+    raw_bytes = check_table(group.ids, group.lengths, len(group.payload))
+    if group.codec is Codec.RAW:
+        if len(group.payload) != raw_bytes:
+            raise BadGroup(f"raw group of {len(group.payload)} bytes where its table says {raw_bytes}")
+        return memoryview(group.payload)
+    if group.codec is not Codec.ZSTD:
+        raise BadGroup(f"unknown codec {group.codec!r}")
+    return memoryview(_expand(group.payload, raw_bytes, raw_bytes, _decompressor()))
+
+
+def split(group: Group) -> list[tuple[ChunkId, memoryview]]:
+    """Every chunk of the group with its bytes; digests are not checked.
+
+    Raises:
+        BadGroup: as `unpack`.
+    """
+    raw = unpack(group)
+    chunks = []
+    at = 0
+    for name, length in zip(group.ids, group.lengths, strict=True):
+        chunks.append((name, raw[at : at + length]))
+        at += length
+    return chunks
+
+
+def open_group(group: Group, key: bytes | None = None) -> list[tuple[ChunkId, memoryview]]:
+    """Every chunk of the group with its bytes, each checked against its name.
+
+    Args:
+        group: from anywhere; it may be hostile.
+        key: where the names are keyed hashes, their key (32 bytes).
+
+    Raises:
+        BadGroup: as `unpack`.
+        CorruptChunk: the first chunk whose bytes have another digest.
+    """
+    chunks = split(group)
+    for name, data in chunks:
+        if chunk_id(data, key) != name:
+            raise CorruptChunk(name)
+    return chunks
+
+
+def take(group: Group, keep: Container[ChunkId], level: int = DEFAULT_LEVEL) -> Group | None:
+    """A group of only those chunks that are in `keep`, each once; None when there are none.
+
+    The group itself when that is all of it, else recompressed.
+
+    Raises:
+        BadGroup: as `unpack`.
+    """
+    kept = dict.fromkeys(name for name in group.ids if name in keep)
+    if not kept:
+        return None
+    if len(kept) == len(group.ids):
+        return group
+    data = dict(split(group))
+    return pack([(name, data[name]) for name in kept], level)
+
+
+def compress(data: Buffer, level: int = 3) -> bytes:
+    """One zstd frame that declares its size."""
+    return _compressor(level).compress(data)
+
+
+def decompress(frame: Buffer, max_bytes: int) -> bytes:
+    """The content of one frame that declares at most `max_bytes`.
+
+    Raises:
+        BadGroup: not one whole zstd frame, no declared size, or a larger one.
+    """
+    return _expand(frame, 0, max_bytes, _decompressor())
+
+
+def compress_against(data: Buffer, relative: Buffer, level: int = 3) -> bytes:
+    """One zstd frame of `data` that refers to `relative`, bytes that the reader holds too ("patch-from").
+
+    The match finder is sized to the relative: at the defaults a raw dictionary of some MiB is barely indexed
+    and the frame many times larger. Memory: tens of bytes for each byte of `relative`.
+
+    Args:
+        data: what to send; together with `relative` at most 128 MiB.
+        relative: the reader's old bytes, at least 8.
+        level: only a hint for speed; levels above 5 search more.
+
+    Raises:
+        ValueError: the two do not fit into one window.
+    """
+    window_log = max(10, math.ceil(math.log2(len(data) + len(relative) + 1)))
+    if window_log > _MAX_WINDOW_LOG:
+        raise ValueError(f"{len(data) + len(relative)} bytes do not fit into a window of 2^{_MAX_WINDOW_LOG}")
+    table_log = max(10, min(_MAX_WINDOW_LOG, math.ceil(math.log2(len(relative) + 1)) + 1))
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        window_log=window_log,
+        hash_log=table_log,
+        chain_log=table_log,
+        min_match=4,
+        strategy=zstandard.STRATEGY_GREEDY if level <= 5 else zstandard.STRATEGY_LAZY2,
+        write_content_size=True,
+        write_dict_id=False,
+    )
+    known = zstandard.ZstdCompressionDict(bytes(relative), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    known.precompute_compress(compression_params=parameters)
+    return zstandard.ZstdCompressor(dict_data=known, compression_params=parameters).compress(data)
+
+
+def decompress_against(frame: Buffer, relative: Buffer, max_bytes: int) -> bytes:
+    """Undo `compress_against`, given the same relative.
+
+    A wrong relative gives wrong bytes or an error: the caller verifies digests.
+
+    Raises:
+        BadGroup: as `decompress`.
+    """
+    known = zstandard.ZstdCompressionDict(bytes(relative), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return _expand(frame, 0, max_bytes, zstandard.ZstdDecompressor(dict_data=known))
+
+
+def _expand(frame: Buffer, least: int, most: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
+    """Decompress one frame whose declared size lies within bounds; trailing bytes are an error."""
+    try:
+        declared = zstandard.frame_content_size(frame)
+        if not least <= declared <= most:
+            raise BadGroup(f"zstd frame declares {declared} bytes, {most} allowed")
+        return decompressor.decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise BadGroup(f"not a zstd frame: {error}") from error
+
+
+class _Contexts(threading.local):
+    """This thread's zstd contexts; making one costs more than compressing a small chunk."""
+
+    def __init__(self) -> None:
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_contexts = _Contexts()
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    compressor = _contexts.compressors.get(level)
+    if compressor is None:
+        compressor = _contexts.compressors[level] = zstandard.ZstdCompressor(level=level)
+    return compressor
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    return _contexts.decompressor
