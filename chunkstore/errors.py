@@ -25,6 +25,10 @@ class BadGroup(StoreError):
     """A group whose table, codec or payload contradict each other, or exceed a limit."""
 
 
+class BadRecord(StoreError):
+    """No sound record here: torn, damaged, or never one."""
+
+
 class CorruptChunk(StoreError):
     """The bytes given for `chunk_id` have another digest."""
 
