@@ -28,6 +28,7 @@ DIMENSIONS: Final = 4
 MAX_RTT_S: Final = 10.0
 MAX_STEP_S: Final = 0.1
 MIN_HEIGHT_S: Final = 10e-6
+FIRST_HEIGHT_S: Final = 1e-3  # heights grow by a share of themselves, so from near zero they would hardly grow at all
 MAX_ERROR: Final = 1.5
 MIN_ERROR: Final = 0.01
 
@@ -42,14 +43,16 @@ COORDINATE_BYTES: Final = _WIRE.size
 
 @dataclass(frozen=True, slots=True)
 class Coordinate:
-    """A point, its height (both in seconds) and its relative error.
-
-    A coordinate that compares equal to `ORIGIN` says nothing yet: it is where everyone starts.
-    """
+    """A point, its height (both in seconds) and its relative error."""
 
     point: tuple[float, ...]
     height_s: float
     error: float
+
+    @property
+    def known(self) -> bool:
+        """False for a node that has measured nothing yet: its point means nothing."""
+        return self.error < MAX_ERROR
 
     def distance_s(self, other: "Coordinate") -> float:
         """The predicted round trip between the two, in seconds."""
@@ -72,12 +75,12 @@ class Coordinate:
         # A comparison with NaN is false, so these also refuse what is not a number.
         if not all(abs(x) <= MAX_RTT_S for x in point) or not 0.0 <= height_s <= MAX_RTT_S:
             raise Malformed("a coordinate is out of range")
-        if not 0.0 <= error <= MAX_ERROR + 0.001:
+        if not 0.0 <= error <= MAX_ERROR:
             raise Malformed("a coordinate's error is out of range")
         return cls(tuple(point), height_s, error)
 
 
-ORIGIN: Final = Coordinate((0.0,) * DIMENSIONS, MIN_HEIGHT_S, MAX_ERROR)
+ORIGIN: Final = Coordinate((0.0,) * DIMENSIONS, FIRST_HEIGHT_S, MAX_ERROR)
 
 
 def moved(mine: Coordinate, other: Coordinate, rtt_s: float, rng: random.Random) -> Coordinate:
