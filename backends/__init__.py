@@ -1,0 +1,18 @@
+"""How an application is started, checkpointed, moved aside and restored.
+
+    base        the `Backend` protocol and its values: layouts, moments, status
+    config      the application's TOML file; `command` turns its words into argv and environment
+    hooks       commands of the operator around suspend and restore
+    process     the embedded backend: a child process with a cooperative checkpoint
+      shim      the small process that supervises each of those children, and outlives the node
+      spawn     starting a shim
+      rundir    what the two tell each other, in files
+      applog    the bounded log of an application
+      procfs    processes by pid and start time
+      folders   deleting what an application wrote
+    absent      engines that are known by name and cannot run here
+    registry    all of them, by name
+
+Everything here is synchronous and may block: the node calls it in worker threads. This package file stays empty of
+imports, because the shim imports it at every start of an application.
+"""

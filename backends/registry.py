@@ -1,0 +1,20 @@
+"""All backends by name."""
+
+from collections.abc import Mapping
+
+from backends.absent import AbsentBackend
+from backends.base import Backend, Capabilities
+from backends.process import ProcessBackend
+
+_MEMORY = Capabilities(live=True, cooperative=False, leave_running=True, root=True)
+
+
+def builtin(*, healthy_after_s: float = 1.0) -> Mapping[str, Backend]:
+    """A fresh set of every backend that p2player knows, in the order in which they are listed."""
+    backends: tuple[Backend, ...] = (
+        ProcessBackend(healthy_after_s=healthy_after_s),
+        AbsentBackend("runc", _MEMORY, [("runc", "--version")]),
+        AbsentBackend("lxd", _MEMORY, [("lxd", "--version"), ("lxc", "--version")]),
+        AbsentBackend("libvirt", _MEMORY, [("libvirtd", "--version"), ("virsh", "--version")]),
+    )
+    return {backend.name: backend for backend in backends}
