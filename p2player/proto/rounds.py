@@ -1,0 +1,191 @@
+"""When pre-copy stops.
+
+Theory of operation
+-------------------
+While the app runs, image after image of its instance layer is taken and the destination pulls what changed. Image n
+is taken at time t(n), its delta against image n-1 is d(n) bytes, so the app dirties r = d(n) / (t(n) - t(n-1)) bytes
+a second. Suspending now would leave a final delta of about r * (now - t(n)), and its transfer would take
+
+    predict(bytes) = overhead + bytes / goodput
+
+Both terms start from what is known of the link and are corrected by every round: large rounds measure the goodput,
+small ones the overhead (round trips, checkout, fsync). No kernel dirty tracking is needed.
+
+The rule, after each round:
+
+1. the predicted final transfer fits the budget (`max_freeze_s`, or `target_s` where nothing was asked for): suspend;
+2. the deltas stopped shrinking, or `max_rounds` were done: more rounds only cost time. Suspend; with a `max_freeze_s`,
+   which the final transfer would break, refuse instead, before anything was suspended;
+3. else: one more round.
+
+Pre-copy is skipped where the whole image fits the budget: it could only lengthen the migration. After a first round
+the dirty rate is not known yet, unless an earlier migration of the app measured it, so a second round follows.
+
+The convergence argument is that of Clark et al., "Live Migration of Virtual Machines" (NSDI 2005), section 3.2.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What to do next."""
+
+    ROUND = "round"
+    SUSPEND = "suspend"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundConfig:
+    """How the end of pre-copy is decided.
+
+    Attributes:
+        max_freeze_s: the operator's bound on the final transfer; None: no bound.
+        target_s: the final transfer that is good enough without a bound.
+        max_rounds: never more than this.
+        shrink: a delta larger than this share of the one before does not shrink.
+        margin: share of a bound that a prediction may use up.
+    """
+
+    max_freeze_s: float | None = None
+    target_s: float = 0.25
+    max_rounds: int = 8
+    shrink: float = 0.8
+    margin: float = 0.85
+
+    @property
+    def budget_s(self) -> float:
+        """What the predicted final transfer must fit into."""
+        return self.target_s if self.max_freeze_s is None else self.max_freeze_s * self.margin
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a transfer between the two ends costs: `overhead_s` whatever its size, and its bytes over `goodput_bytes_s`.
+
+    Bytes count uncompressed, as deltas do. `measured` tells a guess from an observation.
+    """
+
+    goodput_bytes_s: float = 10e6
+    overhead_s: float = 0.05
+    measured: bool = False
+
+    def predict(self, delta_bytes: float) -> float:
+        """Seconds for a transfer of so many bytes."""
+        return self.overhead_s + delta_bytes / self.goodput_bytes_s
+
+
+_LARGE_BYTES = 1 << 20
+_TELLING_BYTES = 64 << 10
+_MIN_S = 1e-3
+
+
+def observe(link: Link, fetched_bytes: int, seconds: float) -> Link:
+    """`link`, corrected by a transfer that was seen."""
+    if fetched_bytes >= (_LARGE_BYTES if link.measured else _TELLING_BYTES):
+        sample = fetched_bytes / max(seconds - link.overhead_s, seconds / 2, _MIN_S)
+        goodput = sample if not link.measured else (link.goodput_bytes_s + sample) / 2
+        return replace(link, goodput_bytes_s=goodput, measured=True)
+    fixed = max(seconds - fetched_bytes / link.goodput_bytes_s, 0.0)
+    return replace(link, overhead_s=(link.overhead_s + fixed) / 2)
+
+
+class RoundPolicy:
+    """Decides, round by round, for one migration.
+
+    Args:
+        config: budget and limits.
+        link: what is known of the link before the first byte.
+        dirty_bytes_s: how fast earlier migrations saw this app change; None when none was seen.
+    """
+
+    def __init__(self, config: RoundConfig, link: Link, dirty_bytes_s: float | None = None) -> None:
+        self.config = config
+        self.link = link
+        self.dirty_bytes_s = dirty_bytes_s
+        self.rounds = 0
+        self._taken_at: float | None = None
+        self._deltas: list[int] = []
+
+    def begin(self, image_bytes: int) -> Verdict:
+        """Before anything of the instance layer moved; `image_bytes` is its size."""
+        if self.config.max_freeze_s is not None and self.link.overhead_s > self.config.max_freeze_s:
+            return Verdict.REFUSE
+        certain = self.link.measured or self.config.max_freeze_s is None
+        if certain and self.link.predict(image_bytes) <= self.config.budget_s:
+            return Verdict.SUSPEND
+        return Verdict.ROUND
+
+    def imaged(self, delta_bytes: int, taken_at: float) -> None:
+        """An image was taken, beginning at `taken_at`; it differs in `delta_bytes` from the one before."""
+        if self._taken_at is not None and taken_at > self._taken_at:
+            self.dirty_bytes_s = delta_bytes / (taken_at - self._taken_at)
+        self._taken_at = taken_at
+        self._deltas.append(delta_bytes)
+
+    def moved(self, fetched_bytes: int, seconds: float, now: float) -> Verdict:
+        """The destination pulled the newest image: `fetched_bytes` of it came over the wire in `seconds`."""
+        self.rounds += 1
+        self.link = observe(self.link, fetched_bytes, seconds)
+        expected = self.expected_delta(now)
+        if expected is not None and self.link.predict(expected) <= self.config.budget_s:
+            return Verdict.SUSPEND
+        if self.rounds < self.config.max_rounds and (expected is None or self._shrinks(expected)):
+            return Verdict.ROUND
+        return self.stuck()
+
+    def stuck(self) -> Verdict:
+        """No further round helps, or none is possible."""
+        return Verdict.SUSPEND if self.config.max_freeze_s is None else Verdict.REFUSE
+
+    def expected_delta(self, now: float) -> float | None:
+        """Bytes that a final image taken now would add; None while the dirty rate is unknown."""
+        if self.dirty_bytes_s is None or self._taken_at is None:
+            return None
+        return self.dirty_bytes_s * max(now - self._taken_at, 0.0)
+
+    def _shrinks(self, expected: float) -> bool:
+        return expected <= self._deltas[-1] * self.config.shrink
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the policy would do.
+
+    Attributes:
+        rounds: pre-copy rounds.
+        seconds: that they take, until the app would be suspended.
+        moved_bytes: uncompressed bytes over all images, the final one included.
+        final_s: the final transfer.
+        refused: whether the bound cannot be met.
+    """
+
+    rounds: int
+    seconds: float
+    moved_bytes: float
+    final_s: float
+    refused: bool
+
+
+def forecast(policy: RoundPolicy, image_bytes: int, image_s: float = 0.0, first_bytes: int | None = None) -> Forecast:
+    """Play the policy against an app of constant dirty rate (unknown counts as none); `policy` is used up by it.
+
+    Args:
+        image_bytes: size of the instance layer.
+        image_s: seconds to take one image.
+        first_bytes: of the first image, what the destination lacks; all of it when None.
+    """
+    dirty_bytes_s = policy.dirty_bytes_s or 0.0
+    verdict = policy.begin(image_bytes)
+    lacking = float(image_bytes if first_bytes is None else first_bytes)
+    now = moved = 0.0
+    while verdict is Verdict.ROUND:
+        taken_at, now = now, now + image_s
+        policy.imaged(int(lacking), taken_at)
+        seconds = policy.link.predict(lacking)
+        now += seconds
+        moved += lacking
+        verdict = policy.moved(int(lacking), seconds, now)
+        lacking = min(dirty_bytes_s * (now - taken_at), image_bytes)
+    return Forecast(policy.rounds, now, moved + lacking, policy.link.predict(lacking), verdict is Verdict.REFUSE)
