@@ -6,7 +6,7 @@ import click
 
 from p2player.cli import output
 from p2player.cli.context import Session, json_option, pass_session
-from p2player.cli.output import size
+from p2player.cli.output import short_id, size
 from p2player.errors import Usage
 
 
@@ -61,14 +61,11 @@ def _show_result(target: str, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         output.document(result)
         return
-    nodes = result.get("nodes")
-    held = f"{target} is on {output.text(nodes)}" if nodes else f"{target} is warm"
-    counts = result.get("bytes")
-    moved = counts.get("transferred") if isinstance(counts, dict) else counts
-    details = [f"{size(moved)} transferred"] if moved is not None else []
-    if result.get("seconds") is not None:
-        details.append(output.seconds(result["seconds"]))
-    output.line(f"{held}: {', '.join(details)}" if details else held)
+    placed = result.get("placed") or []
+    moved = sum(copy.get("transferred") or 0 for copy in placed)
+    output.line(
+        f"{target} is on {output.text(result.get('nodes'))}: {len(placed)} copies made, {size(moved)} transferred"
+    )
 
 
 def _show_auto(document: dict[str, Any], as_json: bool) -> None:
@@ -86,10 +83,5 @@ def _told(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list):
-        return (
-            ", ".join(
-                str(item.get("name") or item.get("id")) if isinstance(item, dict) else str(item) for item in value
-            )
-            or "-"
-        )
+        return ", ".join(map(short_id, value)) or "-"
     return output.text(value)

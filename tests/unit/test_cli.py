@@ -1,107 +1,36 @@
-"""The contract of the command line: commands and flags, what they ask of the node and print, and their exit codes."""
+"""The contract of the command line: commands and flags, what they ask of the node, and what they print."""
 
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import click
 import pytest
 
-import p2player
 from p2player import client as client_module
-from p2player.cli import cli, execute, output, watch
-from tests.support.fakenode import FakeNode, Reply, Request, accepted, operation, problem
-
-OP = "/v1/operations/op1"
-LAYER = "ab" * 32
-STATUS = {
-    "name": "north-1",
-    "id": "0" * 32,
-    "mesh": "shops",
-    "site": "north",
-    "address": "10.0.0.1:7420",
-    "version": "0.1.0",
-    "peers": {"alive": 2, "suspect": 0, "dead": 1, "left": 0},
-}
-PEERS: list[dict[str, Any]] = [
-    {"name": "south-1", "site": "south", "address": "10.0.1.1:7420", "state": "alive", "rtt_ms": 12.345},
-    {"name": "west-1", "site": "", "address": "10.0.2.1:7420", "state": "dead", "rtt_ms": None},
-]
-LAYERS = [
-    {
-        "id": LAYER,
-        "name": "game",
-        "kind": "app",
-        "size": 5_000_000,
-        "chunks": 100,
-        "have_chunks": 25,
-        "holders": ["north-1", "south-1"],
-        "partial": {"west-1": 25},
-    }
-]
-APP = {
-    "name": "game",
-    "id": "cd" * 16,
-    "backend": "process",
-    "node": "north-1",
-    "state": "running",
-    "epoch": 3,
-    "base": LAYER,
-    "app": LAYER,
-    "addresses": ["10.0.0.5:8000"],
-}
-PULLED = {
-    "id": LAYER,
-    "name": "game",
-    "seconds": 1.5,
-    "bytes": {"total": 5_000_000, "deduplicated": 4_000_000, "transferred": 1_000_100},
-    "sources": {"south-1": 1_000_000},
-}
-ADDED = {"id": LAYER, "name": "game", "size": 5_000_000, "chunks": 100, "seconds": 0.5}
-PLAN = {
-    "app": "game",
-    "from": "north-1",
-    "to": "south-1",
-    "mode": "live",
-    "layers": {
-        "base": {"total": 600_000_000, "transferred": 0},
-        "app": {"total": 5_000_000, "transferred": 1_000_000},
-        "instance": {"total": 4_000_000, "transferred": 4_000_000},
-    },
-    "total_s": 3.2,
-    "freeze_s": 0.12,
-    "refusals": [],
-}
-MIGRATION = {
-    "id": "ef" * 16,
-    "app": "game",
-    "from": "north-1",
-    "to": "south-1",
-    "state": "done",
-    "total_s": 3.3,
-    "freeze_s": 0.13,
-    "longest_freeze_s": 0.1,
-    "bytes": {"total": 609_000_000, "deduplicated": 604_000_000, "transferred": 5_100_000},
-    "sources": {"north-1": 5_000_000},
-    "error": None,
-}
-BACKENDS = [
-    {"name": "process", "available": True, "version": "1", "reason": ""},
-    {"name": "lxd", "available": False, "version": "", "reason": "no LXD socket"},
-]
-STORE = {"chunks": 10, "layers": 2, "stored_bytes": 1 << 20, "free_bytes": 1 << 30}
-VERIFIED = {"checked_bytes": 1 << 20, "damaged": [], "repaired": 0}
-ENROLLED = SimpleNamespace(name="north-1", mesh_name="shops")
-DAMAGE = [{"chunk": "11" * 32, "layers": [{"id": LAYER, "name": "game"}, {"id": "22" * 32, "name": None}]}]
+from p2player.cli import execute
+from tests.support.canned import (
+    ADDED,
+    APP,
+    BACKENDS,
+    DAMAGE,
+    LAYER,
+    LAYERS,
+    MIGRATION,
+    OP,
+    PEERS,
+    PLAN,
+    PULLED,
+    STATUS,
+    STORE,
+    VERIFIED,
+    WARMED,
+    error_line,
+)
+from tests.support.fakenode import FakeNode, Reply, accepted, operation, problem
 
 
 @pytest.fixture
@@ -208,19 +137,21 @@ CASES = [
     work(
         "warm game --to south-1",
         "POST /v1/warm",
-        {"nodes": ["south-1"], "seconds": 2.0, "bytes": {"transferred": 2048}},
-        ["game is on south-1: 2.0 KiB transferred, 2.0 s"],
+        WARMED,
+        ["game is on south-1: 1 copies made, 2.0 KiB transferred"],
         {"target": "game", "to": "south-1"},
     ),
-    work("warm game --site south", "POST /v1/warm", {}, ["game is warm"], {"target": "game", "site": "south"}),
-    work("warm game --copies 3", "POST /v1/warm", {}, ["game is warm"], {"target": "game", "copies": 3}),
+    work(
+        "warm game --site south", "POST /v1/warm", WARMED, ["game is on south-1"], {"target": "game", "site": "south"}
+    ),
+    work("warm game --copies 3", "POST /v1/warm", WARMED, ["game is on south-1"], {"target": "game", "copies": 3}),
     read("warm --auto on", "PUT /v1/warm/auto", {"auto": True}, ["auto", "on"], body={"enabled": True}),
     read("warm --auto off", "PUT /v1/warm/auto", {"auto": False}, ["auto", "off"], body={"enabled": False}),
     read(
         "warm",
         "GET /v1/warm",
-        {"auto": True, "budget_bytes": 1 << 30, "layers": [{"id": LAYER, "name": "game"}]},
-        ["budget", "1.0 GiB", "game"],
+        {"auto": True, "budget_bytes": 1 << 30, "wanted": [LAYER], "last_error": None},
+        ["budget", "1.0 GiB", LAYER[:12]],
     ),
     read("store stats", "GET /v1/store", STORE, ["stored", "1.0 MiB", "free", "1.0 GiB", "chunks", "10"]),
     work("store verify", "POST /v1/store/verify", VERIFIED, ["1.0 MiB checked, 0 chunks damaged"], {"repair": False}),
@@ -326,14 +257,6 @@ def test_a_settings_file_that_cannot_be_used_is_refused(
     assert node.requests == []
 
 
-def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was said on stderr, which must be one line of the form of all errors; nothing may be on stdout."""
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert re.fullmatch(r"p2player: error: [^\n]+\n", said.err), said.err
-    return said.err
-
-
 def test_adopting_is_refused_with_the_reason(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     node.answers["POST /v1/apps/adopt"] = problem(409, "refused", "there is nothing to adopt")
     made = ["--backend", "lxd", "--base", "b", "--app", "a", "--instance", "c1"]
@@ -431,446 +354,22 @@ def test_damage_that_was_mended_exits_0(node: FakeNode, capsys: pytest.CaptureFi
     assert "1 chunks damaged, 1 mended" in capsys.readouterr().out
 
 
-# Failures
+# The other side
 
 
-@pytest.mark.parametrize(
-    ("code", "status", "exit_code"),
-    [
-        ("failed", 500, 1),
-        ("usage", 400, 2),
-        ("not_found", 404, 3),
-        ("unreachable", 503, 4),
-        ("refused", 409, 5),
-        ("integrity", 422, 6),
-    ],
-)
-def test_every_error_of_the_node_has_its_exit_code(
-    node: FakeNode, capsys: pytest.CaptureFixture[str], code: str, status: int, exit_code: int
-) -> None:
-    node.answers["GET /v1/layers"] = problem(status, code, "several\nlines \x1b[31mhere")
-    assert execute(["layers", "--json"]) == exit_code
-    assert error_line(capsys) == "p2player: error: several lines ?[31mhere\n"
-    node.answers["POST /v1/layers/x/pull"] = accepted(OP)
-    node.answers[f"GET {OP}"] = operation("failed", error={"code": code, "message": "bad"})
-    assert execute(["layer", "pull", "x"]) == exit_code
-    assert error_line(capsys) == "p2player: error: bad\n"
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.command)
+def test_the_node_serves_what_a_command_asks(case: Case) -> None:
+    from p2player.control.application import ENDPOINTS
 
-
-NEED_A_NODE = [
-    "status", "peers", "layers", "apps", "migrations", "backends", "leave", "node revoke x", "authority grant x",
-    "layer add x --name x", "layer pull x", "layer checkout x y", "layer rm x", "layer pin x", "layer unpin x",
-    "layer diff a b", "app create x --backend p --base b --app a", "app start x", "app stop x", "app rm x",
-    "app logs x", "app recover x", "app adopt x --backend p --base b --app a", "plan x --to y", "migrate x --to y",
-    "migrations cancel x", "warm x --to y", "warm --auto on", "store stats", "store verify", "store gc", "top",
-    "events", "invite",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("command", NEED_A_NODE)
-def test_without_a_node_every_command_exits_4_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    assert execute(["--state-dir", str(tmp_path / "nowhere"), *command.split()]) == 4
-    assert "no node is running" in error_line(capsys)
-    assert not (tmp_path / "nowhere").exists()
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("frobnicate", "no such command 'frobnicate' (see: p2player --help)"),
-        ("layer", "missing command (see: p2player layer --help)"),
-        ("layer frob", "no such command 'frob' (see: p2player layer --help)"),
-        ("layer add", "missing argument 'PATH' (see: p2player layer add --help)"),
-        ("layer add x", "missing option '--name' (see: p2player layer add --help)"),
-        ("layer add x --name y --kind z", "'z' is not one of 'base', 'app'"),
-        ("layer checkout game", "missing argument 'DIR'"),
-        ("status --yaml", "--yaml"),
-        ("status extra", "extra"),
-        ("init", "missing option '--mesh'"),
-        ("init --mesh m --listen nonsense", "'nonsense' is not an address"),
-        ("init --mesh m --listen 1.2.3.4:99999", "out of bounds"),
-        ("invite --ttl soon", "'soon' is not a duration"),
-        ("invite --ttl 0s", "'0s' is not between"),
-        ("invite --ttl 9999d", "'9999d' is not between"),
-        ("invite --uses 0", "0 is not in the range"),
-        ("run --limit-in fast", "'fast' is not a rate"),
-        ("run --limit-in 10", "less than 1 kB/s"),
-        ("migrate game", "missing option '--to'"),
-        ("migrate game --to x --max-freeze 0s", "'0s' is not between"),
-        ("migrate game --to x --mode warm", "'warm' is not one of 'live', 'cold'"),
-        ("warm game", "say exactly one of"),
-        ("warm game --to a --site b", "say exactly one of"),
-        ("warm game --copies 0", "0 is not in the range"),
-        ("warm --to a", "which APP or LAYER"),
-        ("warm game --auto on", "--auto stands alone"),
-        ("--state-dir", "requires an argument"),
-    ],
-)
-def test_usage_errors_are_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], command: str, words: str) -> None:
-    assert execute(command.split()) == 2
-    assert words in error_line(capsys)
-
-
-def test_a_defect_is_one_line_too(
-    node: FakeNode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    node.answers["GET /v1/layers"] = Reply([])
-    monkeypatch.setattr(output, "document", lambda _value: 1 / 0)
-    assert execute(["layers", "--json"]) == 1
-    assert error_line(capsys) == "p2player: error: internal error: ZeroDivisionError: division by zero\n"
-
-
-# Commands that need no node
-
-
-@dataclass
-class Called:
-    """Stands in for a module: records what was called with which arguments."""
-
-    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-
-    def module(self, monkeypatch: pytest.MonkeyPatch, name: str, **results: Any) -> None:
-        module = ModuleType(f"p2player.{name}")
-        for function, result in results.items():
-            setattr(module, function, self._recorder(function, result))
-        monkeypatch.setitem(sys.modules, f"p2player.{name}", module)
-        monkeypatch.setattr(p2player, name, module, raising=False)
-
-    def _recorder(self, function: str, result: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.calls.append((function, args, kwargs))
-            return result
-
-        return call
-
-
-@pytest.fixture
-def called() -> Called:
-    return Called()
-
-
-def test_init_makes_a_mesh(
-    called: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    called.module(monkeypatch, "enrol", init_mesh=ENROLLED)
-    options = "--mesh shops --name north-1 --site north --listen [::]:0 --advertise edge.example:7420"
-    assert execute(["--state-dir", str(tmp_path), "init", *options.split()]) == 0
-    told = {
-        "mesh": "shops",
-        "name": "north-1",
-        "site": "north",
-        "listen": "[::]:0",
-        "advertise": "edge.example:7420",
-    }
-    assert called.calls == [("init_mesh", (tmp_path,), told)]
-    assert capsys.readouterr().out == "mesh shops made; node north-1 is its authority\n"
-
-
-def test_join_leaves_to_enrolling_what_was_not_said(
-    called: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    called.module(monkeypatch, "enrol", join_mesh=ENROLLED)
-    assert execute(["--state-dir", str(tmp_path), "join", "TOKEN"]) == 0
-    told = {"name": None, "site": None, "listen": None, "advertise": None}
-    assert called.calls == [("join_mesh", (tmp_path, "TOKEN"), told)]
-
-
-def test_a_token_may_come_from_standard_input(
-    called: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    called.module(monkeypatch, "enrol", join_mesh=ENROLLED)
-    with (tmp_path / "token").open("w+") as stream:
-        stream.write(" TOKEN \n")
-        stream.seek(0)
-        monkeypatch.setattr(sys, "stdin", stream)
-        assert execute(["--state-dir", str(tmp_path), "join", "-"]) == 0
-        assert called.calls[0][1] == (tmp_path, "TOKEN")
-        capsys.readouterr()
-        assert execute(["--state-dir", str(tmp_path), "join", "-"]) == 2
-    assert "the token is empty" in error_line(capsys)
-
-
-def test_inviting_needs_no_running_node(
-    called: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    called.module(monkeypatch, "enrol", make_token="TOKEN")
-    (tmp_path / "identity").mkdir()
-    assert execute(["--state-dir", str(tmp_path), "invite", "--ttl", "2d", "--uses", "5"]) == 0
-    assert capsys.readouterr().out == "TOKEN\n"
-    assert called.calls == [("make_token", (tmp_path, 172800.0, 5), {})]
-
-
-def test_run_runs_the_node_and_exits_with_its_code(
-    called: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    called.module(monkeypatch, "node", run_node=5)
-    assert execute(["--state-dir", str(tmp_path), "run"]) == 5
-    options = "--limit-in 100Mbit --limit-out 1.5MB/s --log-format json"
-    assert execute(["--state-dir", str(tmp_path), "run", *options.split()]) == 5
-    assert [args for _, args, _ in called.calls] == [
-        (tmp_path, None, None, None),
-        (tmp_path, 12_500_000, 1_500_000, "json"),
+    method, path = case.asks.split()
+    serving = [
+        endpoint
+        for endpoint in ENDPOINTS
+        if endpoint.method == method and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", endpoint.path), path)
     ]
-
-
-def test_the_demo_exits_with_its_code(called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
-    called.module(monkeypatch, "demo", run_demo=1)
-    assert execute(["demo"]) == 1
-    assert execute(["demo", "--keep", "here"]) == 1
-    assert [kwargs for _, _, kwargs in called.calls] == [{"keep": None}, {"keep": Path("here").absolute()}]
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"P2PLAYER_STATE": "/given"}, "/given"),
-        ({"XDG_STATE_HOME": "/xdg"}, "/xdg/p2player"),
-        ({"HOME": "/home/ada"}, "/home/ada/.local/state/p2player"),
-    ],
-)
-def test_the_state_folder_has_a_default(
-    called: Called, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
-) -> None:
-    for name in ("P2PLAYER_STATE", "XDG_STATE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    called.module(monkeypatch, "node", run_node=0)
-    assert execute(["run"]) == 0
-    assert execute(["--state-dir", "rel", "run"]) == 0
-    assert [args[0] for _, args, _ in called.calls] == [Path(expected), Path("rel").absolute()]
-
-
-class _Terminal:
-    """A stream that says that it is a terminal."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def isatty(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-
-# Watching
-
-
-def test_events_are_a_line_each(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
-    stream = b'event: layer.pulled\ndata: {"at": 0, "id": "ab", "note": "two words", "n": 5}\n\n'
-    node.answers["GET /v1/events"] = Reply(raw=stream, content_type="text/event-stream")
-    assert execute(["events"]) == 4
-    said = capsys.readouterr()
-    assert re.fullmatch(r'\d\d:\d\d:\d\d layer\.pulled id=ab note="two words" n=5\n', said.out)
-    assert "stopped" in said.err
-    assert execute(["events", "--json"]) == 4
-    assert json.loads(capsys.readouterr().out) == {
-        "event": "layer.pulled", "at": 0, "id": "ab", "note": "two words", "n": 5
-    }  # fmt: skip
-
-
-def arm_top(node: FakeNode) -> None:
-    moving = {**MIGRATION, "state": "pre-copy", "id": "aa" * 16}
-    node.answers = {
-        "GET /v1/status": Reply(STATUS),
-        "GET /v1/peers": Reply(PEERS),
-        "GET /v1/apps": Reply([APP]),
-        "GET /v1/migrations": Reply([*[MIGRATION] * 20, moving]),
-    }
-
-
-def test_top_prints_one_look_where_there_is_no_terminal(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
-    arm_top(node)
-    assert execute(["top"]) == 0
-    said = capsys.readouterr().out
-    assert "north-1 of mesh shops, 2 peers alive" in said
-    assert said.count("efefefefefef") == 5
-    assert said.index("aaaaaaaaaaaa") < said.index("efefefefefef")
-
-
-def test_top_looks_again_on_a_terminal_until_ctrl_c(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    arm_top(node)
-    naps: list[float] = []
-
-    def nap(seconds: float) -> None:
-        naps.append(seconds)
-        if len(naps) == 3:
-            raise KeyboardInterrupt
-
-    terminal = _Terminal()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=nap, strftime=time.strftime))
-    assert execute(["top", "--interval", "2s"]) == 130
-    assert naps == [2.0, 2.0, 2.0]
-    assert node.seen().count("GET /v1/status") == 3
-    assert "north-1 of mesh shops" in terminal.text
-
-
-# Output
-
-
-def test_wide_tables_are_not_wrapped_and_hostile_names_do_no_harm(
-    node: FakeNode, capsys: pytest.CaptureFixture[str]
-) -> None:
-    hostile = {**PEERS[0], "name": "\x1b[2J[bold]x\nnext", "site": "s" * 300}
-    node.answers["GET /v1/peers"] = Reply([hostile])
-    assert execute(["peers"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert lines[1].startswith("?[2J[bold]x?next")
-    assert "s" * 300 in lines[1]
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 30, "1.0 GiB"), (1 << 50, "1024.0 TiB"), (None, "-")],
-)
-def test_sizes_are_humane(count: int | None, words: str) -> None:
-    assert output.size(count) == words
-
-
-@pytest.mark.parametrize(
-    ("time_s", "words"),
-    [(0.0431, "0.043 s"), (5, "5.0 s"), (99.94, "99.9 s"), (200, "3 min 20 s"), (7260, "2 h 1 min"), (None, "-")],
-)
-def test_times_are_humane(time_s: float | None, words: str) -> None:
-    assert output.seconds(time_s) == words
-
-
-def test_long_work_says_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = iter([100.0, 101.0, 106.0, 107.0, 112.0, 118.0])
-    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with output.progress("pulling game") as tell:
-        tell({"progress": {"done": 1, "total": 2048}})
-        tell({"progress": {"done": 1024, "total": 2048}})
-        tell({"progress": {"done": 1030, "total": 2048}})
-        tell({"progress": {"done": 2048, "total": 2048, "message": "writing"}})
-        tell({"phase": "suspend"})
-    assert capsys.readouterr().err.splitlines() == [
-        "p2player: pulling game: 1.0 KiB of 2.0 KiB",
-        "p2player: pulling game: writing: 2.0 KiB of 2.0 KiB",
-        "p2player: pulling game: suspend",
-    ]
-
-
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = _Terminal()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with output.progress("pulling game") as tell:
-        tell({"progress": {"done": 1024, "total": 2048, "message": "from \x1b[2Jsouth"}})
-    assert "1.0/2.0 KiB" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.text)
-    assert "\x1b[2J" not in terminal.text
-
-
-# Help
-
-
-def _commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, command in group.commands.items():
-        yield (*prefix, name)
-        if isinstance(command, click.Group):
-            yield from _commands(command, (*prefix, name))
-
-
-@pytest.mark.parametrize("command", [(), *_commands(cli)], ids=" ".join)
-def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
-    assert execute([*command, "--help"]) == 0
-    said = capsys.readouterr()
-    assert said.out.startswith(f"Usage: {' '.join(['p2player', *command])} ")
-    assert said.err == ""
-    assert all(len(line) <= 100 for line in said.out.splitlines())
-
-
-def test_the_help_lists_commands_in_the_order_of_a_days_work(capsys: pytest.CaptureFixture[str]) -> None:
-    assert execute([]) == 0
-    said = capsys.readouterr().out
-    order = ["init", "invite", "join", "run", "layers", "layer", "apps", "app", "plan", "migrate", "store", "demo"]
-    places = [re.search(rf"^  {name} +[A-Z]", said, re.MULTILINE) for name in order]
-    starts = [place.start() for place in places if place is not None]
-    assert len(starts) == len(order)
-    assert starts == sorted(starts)
-    assert set(cli.commands) == {name for names in cli.sections.values() for name in names}
-
-
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert execute(["--version"]) == 0
-    assert capsys.readouterr().out == f"p2player {p2player.__version__}\n"
-
-
-# As processes
-
-
-COMMAND = [sys.executable, "-m", "p2player"]
-
-
-def test_help_starts_without_the_weight_of_a_node() -> None:
-    script = "import sys; from p2player.cli import execute; execute(['--help']); print(*sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    loaded = set(done.stderr.split())
-    assert not loaded & {"trio", "rich", "http.client", "cryptography", "msgpack", "chunkstore", "gossip", "ssl"}
-
-
-def wait_for(node: FakeNode, request: str) -> None:
-    deadline = time.monotonic() + 20
-    while request not in node.seen():
-        assert time.monotonic() < deadline, node.seen()
-        time.sleep(0.005)
-
-
-def held(request: Request) -> Reply:
-    """Long work that goes on; the poll waits a little, as a node's would."""
-    time.sleep(0.02)
-    return Reply({"id": "m1", "state": "running", "progress": {"done": 0, "total": 0}})
-
-
-def interrupted(node: FakeNode, *arguments: str) -> tuple[int, str, str]:
-    """Run a command, press Ctrl-C while it waits; exit code, stdout, stderr."""
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(node, next(seen for seen in node.answers if seen.startswith("GET ")))
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode, out, err
-
-
-def test_ctrl_c_cancels_long_work_without_a_word(node: FakeNode) -> None:
-    node.answers.update({"POST /v1/layers/x/pull": accepted(OP), f"GET {OP}": held, f"DELETE {OP}": held})
-    assert interrupted(node, "layer", "pull", "x") == (130, "", "")
-    assert node.seen()[-1] == f"DELETE {OP}"
-
-
-def test_ctrl_c_detaches_from_a_migration(node: FakeNode) -> None:
-    node.answers["POST /v1/migrations"] = Reply({"id": "m1", "state": "plan"}, 202, "/v1/migrations/m1")
-    node.answers["GET /v1/migrations/m1"] = held
-    code, out, err = interrupted(node, "migrate", "game", "--to", "south-1")
-    assert (code, out) == (130, "")
-    assert err == "p2player: migration m1 goes on; follow it with: p2player migrations\n"
-    assert not any(seen.startswith("DELETE") for seen in node.seen())
-
-
-def test_a_reader_that_goes_away_is_no_failure_to_talk_about(node: FakeNode) -> None:
-    node.answers["GET /v1/layers"] = Reply(LAYERS * 5000)
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    process = subprocess.Popen(
-        [*COMMAND, "layers", "--json"], env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None and process.stderr is not None
-    with process.stdout, process.stderr:
-        process.stdout.read(10)
-        process.stdout.close()
-        assert process.wait(timeout=20) == 141
-        assert process.stderr.read() == b""
+    assert len(serving) == 1
+    known = {declared.name: declared for declared in serving[0].fields}
+    for name, value in (case.body or {}).items():
+        if value is not None:
+            known[name].check(value)
+    assert {name for name, declared in known.items() if declared.required} <= set(case.body or {})
