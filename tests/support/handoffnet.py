@@ -311,7 +311,7 @@ class Node:
                 if not final and engine.running:
                     engine.state += 1  # the app goes on while it is imaged
                     world.truth = engine.state
-                image = messages.Image(engine.state.to_bytes(32), 1000, 100, ())
+                image = messages.Image(engine.state.to_bytes(32), 1000, ())
                 return events.Imaged(image, world.scenario.image_bytes // 4 ** (number - 1), 0.0 if final else 0.05)
             case events.Suspend():
                 engine.running = False

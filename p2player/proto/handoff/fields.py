@@ -14,7 +14,7 @@ with a default may be absent, so that neighbouring versions understand each othe
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar, get_type_hints
@@ -146,22 +146,6 @@ class Maybe:
 
     def load(self, raw: object) -> object:
         return None if raw is None else self.check.load(raw)
-
-
-@dataclass(frozen=True, slots=True)
-class Many:
-    """At most `limit` of what `check` accepts, as a tuple."""
-
-    check: Check
-    limit: int
-
-    def dump(self, value: Iterable[Any]) -> object:
-        return [self.check.dump(item) for item in value]
-
-    def load(self, raw: object) -> tuple[object, ...]:
-        if not isinstance(raw, list) or len(raw) > self.limit:
-            raise Malformed(f"not a list of at most {self.limit}")
-        return tuple(self.check.load(item) for item in raw)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ After the grant there are no steps: those messages mean the same however often t
     destination -> source   Welcome Synced Rounded Ready · Progress · Restored Failed · Closed
 """
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated
 
 from p2player.proto.handoff import fields
-from p2player.proto.handoff.fields import Flag, Many, Maybe, Nested, OneOf, Raw, Real, Table, Text, Whole
+from p2player.proto.handoff.fields import Flag, Malformed, Maybe, Nested, OneOf, Raw, Real, Table, Text, Whole
 
 MAX_NAME_CHARS = 255
 MAX_REASON_CHARS = 1024
@@ -23,6 +24,9 @@ MAX_ROW_CHARS = 32 << 10
 MAX_SOURCES = 256
 MAX_MANIFEST_CHUNKS = 16384
 MAX_FRESH = 8192
+MAX_CHUNK_BYTES = 1 << 20
+
+_CHUNK = struct.Struct("!32sI")
 
 AppId = Annotated[str, Text(32, hex_digits=32)]
 Node = Annotated[str, Text(32, hex_digits=32)]
@@ -78,10 +82,28 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One chunk that the newest image has and the one before had not."""
+    """One chunk of an image: its keyed digest, and its length in bytes."""
 
-    id: Digest
-    length: Annotated[int, Whole(1, 1 << 20)]
+    id: bytes
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """At most `limit` chunks, as one row of bytes: 32 of the id and 4 of the length each."""
+
+    limit: int
+
+    def dump(self, value: Iterable[Chunk]) -> object:
+        return b"".join(_CHUNK.pack(chunk.id, chunk.length) for chunk in value)
+
+    def load(self, raw: object) -> tuple[Chunk, ...]:
+        if not isinstance(raw, bytes) or len(raw) % _CHUNK.size or len(raw) > self.limit * _CHUNK.size:
+            raise Malformed(f"not a row of at most {self.limit} chunks")
+        chunks = tuple(Chunk(*pair) for pair in _CHUNK.iter_unpack(raw))
+        if any(not 0 < chunk.length <= MAX_CHUNK_BYTES for chunk in chunks):
+            raise Malformed("a chunk of impossible length")
+        return chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +113,14 @@ class Image:
     Attributes:
         layer: keyed digest of its manifest.
         size: bytes of file content.
-        manifest_chunks: the manifest's own chunks, in order; `manifest_size` bytes together.
+        manifest: the chunks of the manifest itself, in order.
         fresh: what changed since the image before, where that is little: saves the destination a round trip.
     """
 
     layer: Digest
     size: Bytes
-    manifest_size: Bytes
-    manifest_chunks: Annotated[tuple[bytes, ...], Many(Raw(32, 32), MAX_MANIFEST_CHUNKS)]
-    fresh: Annotated[tuple[Chunk, ...], Many(Nested(Chunk), MAX_FRESH)] = ()
+    manifest: Annotated[tuple[Chunk, ...], Packed(MAX_MANIFEST_CHUNKS)]
+    fresh: Annotated[tuple[Chunk, ...], Packed(MAX_FRESH)] = ()
 
 
 @dataclass(frozen=True, slots=True)
