@@ -6,12 +6,9 @@ for an app on another node to that node.
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import trio
-
-from backends.base import Backend
 from gossip.inventory import AppRow
 from gossip.ledger import Ledger
 from gossip.messages import NodeId
@@ -39,7 +36,6 @@ class Directory:
     def __init__(
         self,
         apps: Apps,
-        backends: Mapping[str, Backend],
         ledger: Ledger,
         layers: Layers,
         pool: PeerPool,
@@ -48,7 +44,6 @@ class Directory:
         recover: Recover,
     ) -> None:
         self._apps = apps
-        self._backends = backends
         self._ledger = ledger
         self._layers = layers
         self._pool = pool
@@ -58,12 +53,13 @@ class Directory:
 
     def states(self) -> dict[str, int]:
         """How many apps of this node are in which state."""
-        return dict(Counter(record.state for record in self._apps.records()))
+        return dict(Counter(record.state.value for record in self._apps.records()))
 
     def inventory_rows(self) -> tuple[AppRow, ...]:
         """The apps of this node, as its inventory tells them."""
         return tuple(
-            AppRow(r.id, r.name, r.backend, r.state, r.epoch, r.base, r.app, r.addresses) for r in self._apps.records()
+            AppRow(r.id, r.name, r.backend, r.state.value, r.epoch, r.base, r.app, r.addresses)
+            for r in self._apps.records()
         )
 
     def _everywhere(self) -> dict[str, tuple[NodeId, AppRow]]:
@@ -128,7 +124,7 @@ class Directory:
         if any(row.name == name for _, row in self._everywhere().values()):
             raise errors.Refused(f"an app {name} exists already")
         base_id, app_id = await self._layers.resolve(base), await self._layers.resolve(app)
-        record = await self._apps.create(name, backend=backend, base=base_id, app=app_id, config=config)
+        record = await self._apps.create(name, backend, base_id, app_id, config)
         await self._presence.publish()
         return self._row(self._mesh.me, self._row_of(record.id))
 
@@ -192,8 +188,10 @@ class Directory:
 
     async def backends(self) -> list[dict[str, Any]]:
         """The rows of `/v1/backends`: what each engine's probe says."""
-        probes = [await trio.to_thread.run_sync(backend.probe) for backend in self._backends.values()]
-        return [{"name": p.name, "available": p.available, "version": p.version, "reason": p.reason} for p in probes]
+        return [
+            {"name": p.name, "available": p.available, "version": p.version, "reason": p.reason}
+            for p in await self._apps.probes()
+        ]
 
 
 def _claim(row: AppRow) -> tuple[int, bool]:

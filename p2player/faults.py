@@ -5,16 +5,15 @@
 """
 
 import errno
-import ssl
 
 import trio
 
-from backends.errors import BackendError, BackendUnavailable
-from chunkstore.errors import ChunkMissing, CorruptChunk, DiskFull, StoreError
+from backends.errors import AlreadyRunning, BackendError, BackendUnavailable, ConfigError, NotRunning
+from chunkstore.errors import ChunkMissing, CorruptChunk, DiskFull, LayerUnknown, StoreBusy, StoreError
+from chunkstore.tree_errors import CheckoutRefused, SourceUnsupported
+from gossip.catalog import BadName, NameTaken
 from gossip.errors import GossipError
 from p2player import errors
-
-TLS_ERRORS = ssl.SSLError
 
 
 def describe(error: BaseException) -> errors.P2PlayerError:
@@ -28,8 +27,14 @@ def describe(error: BaseException) -> errors.P2PlayerError:
             return errors.Refused(str(error))
         case CorruptChunk() | ChunkMissing():
             return errors.Integrity(str(error))
-        case BackendUnavailable():
+        case BackendUnavailable() | AlreadyRunning() | NotRunning():
             return errors.Refused(str(error))
+        case SourceUnsupported() | CheckoutRefused() | NameTaken() | StoreBusy():
+            return errors.Refused(str(error))
+        case ConfigError() | BadName():
+            return errors.Usage(str(error))
+        case LayerUnknown():
+            return errors.NotFound(str(error))
         case StoreError() | BackendError() | GossipError():
             return errors.Failed(str(error))
         case OSError(errno=errno.ENOSPC):

@@ -5,8 +5,7 @@ three: it resolves what a user calls a layer, brings it here when it is wanted h
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +14,18 @@ import trio
 
 from chunkstore.checkout import CheckedOut, checkout
 from chunkstore.digest import LayerId
-from chunkstore.importer import Imported, import_tar, import_tree, sniff
-from chunkstore.manifest import Manifest, diff, load
+from chunkstore.importer import import_tree
+from chunkstore.ingest import Imported
+from chunkstore.manifest import Manifest, load
+from chunkstore.manifest_diff import Difference, diff
+from chunkstore.sniff import SourceKind, sniff
 from chunkstore.store import ChunkStore
+from chunkstore.tarfiles import import_tar
+from chunkstore.tree_errors import printable
 from gossip.catalog import CatalogEntry, NameTaken
 from gossip.ledger import Ledger
 from gossip.messages import NodeId
+from gossip.sketch import sketch
 from p2player import errors
 from p2player.events import EventBus
 from p2player.log import Log
@@ -34,6 +39,7 @@ from p2player.transfer import HolderHint, PullReport, Transfers
 ASK_PEERS_S = 5.0
 ASK_AGAIN_S = 0.5
 CHANGES_SHOWN = 10_000
+IMPORT_TRIES = 3
 
 Kind = Literal["base", "app"]
 Progress = Callable[[int, int], None]
@@ -72,9 +78,6 @@ class Layers:
         self._trees = trees
         self._in_use = in_use
         self._tree_locks: dict[LayerId, trio.Lock] = {}
-        self._importing = 0
-        self._quiet = trio.Event()
-        self._quiet.set()
 
     # What there is
 
@@ -134,6 +137,14 @@ class Layers:
             "taken_from": self._mesh.name_of(entry.taken_from) if entry is not None and entry.taken_from else None,
             "pinned": record is not None and record.pinned,
         }
+
+    def size(self, layer: LayerId) -> int:
+        """Bytes of file content of a layer, as far as anybody told; 0 if nobody did."""
+        record = self._store.layer(layer)
+        named = self._ledger.catalog().of(layer)
+        if record is not None:
+            return record.size
+        return named[0].size if named and named[0].layer == layer else self._told_size(layer)[0]
 
     def _told_size(self, layer: bytes) -> tuple[int, int]:
         """Bytes and chunks of a layer, as its holders tell."""
@@ -211,23 +222,6 @@ class Layers:
 
     # What is done with them
 
-    @asynccontextmanager
-    async def _import_guard(self) -> AsyncIterator[None]:
-        """New chunks have no layer that protects them until their import is done: gc waits for that."""
-        self._importing += 1
-        self._quiet = trio.Event() if self._importing == 1 else self._quiet
-        try:
-            yield
-        finally:
-            self._importing -= 1
-            if not self._importing:
-                self._quiet.set()
-
-    async def no_imports(self) -> None:
-        """Return when no import runs; none can begin before the caller waits again."""
-        while self._importing:
-            await self._quiet.wait()
-
     async def add(
         self, path: Path, name: str, kind: str, *, takeover: bool = False, operation: Operation
     ) -> dict[str, Any]:
@@ -240,13 +234,10 @@ class Layers:
         started = time.monotonic()
         checked: Kind = "base" if kind == "base" else "app"
         self._check_owner(name, takeover)
-        importer = await trio.to_thread.run_sync(_importer_for, path)
+        importer = await trio.to_thread.run_sync(_importer_for, path, self._store)
         progress = operation.thread_progress(f"importing {path}")
-        async with self._import_guard():
-            imported: Imported = await trio.to_thread.run_sync(
-                partial(importer, self._store, path, progress=progress), abandon_on_cancel=False
-            )
-            await trio.to_thread.run_sync(self._record, imported)
+        read = partial(importer, self._store, path, progress=progress)
+        imported = await trio.to_thread.run_sync(self._import, read)
         try:
             self._ledger.bind(
                 name,
@@ -255,6 +246,7 @@ class Layers:
                 size=imported.size,
                 chunks=imported.chunks,
                 takeover=takeover,
+                sketch=await trio.to_thread.run_sync(sketch, imported.manifest.chunks()),
                 now=time.time(),
             )
         except NameTaken as error:
@@ -280,15 +272,26 @@ class Layers:
         owner = self._mesh.name_of(error.owner)
         return errors.Refused(f"the name {error.name} belongs to node {owner}; --takeover takes it over")
 
-    def _record(self, imported: Imported) -> None:
-        self._store.put_layer(
-            imported.layer_id,
-            imported.size,
-            imported.manifest_chunks,
-            imported.manifest_size,
-            imported.manifest.chunks().items(),
-        )
-        self._store.commit()
+    def _import(self, read: Callable[[], Imported]) -> Imported:
+        """Read a source and record it as a layer; in a worker thread.
+
+        A chunk that was here without a layer may be collected between the look at it and the record: then what is
+        missing is read once more.
+        """
+        for _ in range(IMPORT_TRIES):
+            imported = read()
+            self._store.put_layer(
+                imported.layer_id,
+                imported.size,
+                imported.manifest_chunks,
+                imported.manifest_size,
+                imported.manifest.chunks(),
+            )
+            self._store.commit()
+            have, total = self._store.holding(imported.layer_id)
+            if have == total:
+                return imported
+        raise errors.Failed("chunks of the layer vanished while it was imported")
 
     async def pull(self, ref: str, *, operation: Operation) -> dict[str, Any]:
         """Bring a layer here, whole, from whoever holds it.
@@ -409,14 +412,14 @@ class Layers:
             if self._store.layer(layer) is None:
                 await self.fetch(layer)
             manifests.append(await self.manifest(layer))
-        changes = await trio.to_thread.run_sync(diff, *manifests)
+        changes = await trio.to_thread.run_sync(diff, manifests[0], manifests[1])
         shown: dict[str, list[Any]] = {"added": [], "removed": [], "changed": []}
         for change in changes[:CHANGES_SHOWN]:
-            path = change.path.decode(errors="backslashreplace") or "."
-            if change.what in shown:
-                shown[change.what].append(path)
+            path = printable(change.path)
+            if change.what in (Difference.ADDED, Difference.REMOVED):
+                shown[change.what.value].append(path)
             else:
-                shown["changed"].append({"path": path, "what": change.what})
+                shown["changed"].append({"path": path, "what": change.what.value})
         return {**shown, "truncated": len(changes) > CHANGES_SHOWN}
 
 
@@ -430,7 +433,7 @@ def _entries(directory: Path) -> list[Path]:
     return list(directory.iterdir())
 
 
-def _importer_for(path: Path) -> Callable[..., Imported]:
+def _importer_for(path: Path, store: ChunkStore) -> Callable[..., Imported]:
     """What imports `path`.
 
     Raises:
@@ -438,15 +441,10 @@ def _importer_for(path: Path) -> Callable[..., Imported]:
     """
     if not path.exists():
         raise errors.NotFound(f"no such file or folder: {path}")
-    kind = sniff(path)
-    if kind == "folder":
-        return import_tree
-    if kind == "tar":
-        return import_tar
-    names = {"oci": "an OCI image layout", "qcow2": "a qcow2 disk image", "raw": "a raw disk image"}
-    raise errors.Refused(
-        f"{path} is {names.get(kind, 'no folder or tar file')}: this version adds folders and tar files"
-    )
-
-
-Checkout = Callable[[LayerId], Awaitable[Path]]
+    match sniff(path):
+        case SourceKind.FOLDER:
+            return partial(import_tree, stat_cache=store)
+        case SourceKind.TAR:
+            return import_tar
+        case kind:
+            raise errors.Refused(f"{path} is {kind.described}: this version adds folders and tar files")

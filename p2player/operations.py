@@ -121,6 +121,10 @@ class Operations:
         except KeyError:
             raise errors.NotFound(f"no operation {operation_id}") from None
 
+    def running(self) -> bool:
+        """Whether anything is under way."""
+        return any(operation.state == "running" for operation in self._all.values())
+
     async def _run(self, operation: Operation, work: Work) -> None:
         state: State = "cancelled"
         try:

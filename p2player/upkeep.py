@@ -1,13 +1,16 @@
 """Keeping the store sound: what it holds, verifying and mending it, and collecting what nothing refers to."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from chunkstore.digest import LayerId
-from chunkstore.store import ChunkStore, Damage
+from chunkstore.store import ChunkStore, Damage, GcPolicy
 from gossip.ledger import Ledger
 from gossip.messages import NodeId
 from p2player import errors
@@ -21,7 +24,8 @@ class Upkeep:
     """The store's keeper on this node.
 
     Args:
-        high, low: watermarks in bytes; above the first, gc evicts until the second.
+        high, low: how full the file system may be, as parts of it; above the first, gc evicts down to the second.
+        in_use: layers that this node's apps refer to.
     """
 
     def __init__(
@@ -33,8 +37,10 @@ class Upkeep:
         log: Log,
         *,
         me: NodeId,
-        high_bytes: int | None,
-        low_bytes: int | None,
+        root: Path,
+        high: float,
+        low: float,
+        in_use: Callable[[], set[LayerId]],
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -42,15 +48,14 @@ class Upkeep:
         self._presence = presence
         self._log = log
         self._me = me
-        self._watermarks = (high_bytes, low_bytes)
+        self._root = root
+        self._high, self._low = high, low
+        self._in_use = in_use
         self._alone = trio.Lock()
 
     async def stats(self) -> dict[str, Any]:
-        """The document of `/v1/store`."""
-        return await trio.to_thread.run_sync(self._stats)
-
-    def _stats(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The document of `/v1/store`: chunks, layers, packs, and bytes raw, stored and free."""
+        return asdict(await trio.to_thread.run_sync(self._store.stats))
 
     async def verify(self, *, repair: bool, operation: Operation) -> dict[str, Any]:
         """Read everything back and compare; with `repair`, fetch what is damaged from peers.
@@ -95,5 +100,35 @@ class Upkeep:
         return len(damages) - len(missing)
 
     async def collect(self, operation: Operation) -> dict[str, Any]:
-        """Free what nothing refers to; above the high watermark, also layers that were not used for long."""
-        raise NotImplementedError
+        """Free what nothing refers to; above the high watermark, also layers that were not used for long.
+
+        Returns:
+            `{freed_bytes, chunks, evicted: [{id, name}]}`.
+        """
+        mine = {e.layer for e in self._ledger.catalog().values() if e.owner == self._me}
+        bound = {LayerId(layer) for layer in mine} | self._in_use()
+        async with self._alone:
+            report = await trio.to_thread.run_sync(
+                partial(
+                    self._store.collect,
+                    await trio.to_thread.run_sync(self._policy),
+                    bound=bound,
+                    progress=operation.thread_progress("collecting"),
+                )
+            )
+        await self._presence.publish()
+        self._log.info("store collected", freed=report.freed_bytes, chunks=report.chunks, packs=report.packs)
+        return {
+            "freed_bytes": report.freed_bytes,
+            "chunks": report.chunks,
+            "evicted": [self._named(layer) for layer in report.evicted],
+        }
+
+    def _policy(self) -> GcPolicy:
+        """The watermarks in bytes of this store: what others have on the file system is not ours to free."""
+        disk = os.statvfs(self._root)
+        total = disk.f_blocks * disk.f_frsize
+        others = total - disk.f_bavail * disk.f_frsize - self._store.stats().stored_bytes
+        return GcPolicy(
+            high_bytes=max(0, int(self._high * total) - others), low_bytes=max(0, int(self._low * total) - others)
+        )

@@ -157,9 +157,9 @@ def run(session: Session, limit_in: float | None, limit_out: float | None, log_f
     Example:
       p2player run --limit-out 50Mbit
     """
-    from p2player.node import run_node
+    from p2player.daemon import run_node
 
-    return run_node(session.state_dir, limit_in, limit_out, log_format)
+    return run_node(session.state_dir, limit_in=limit_in, limit_out=limit_out, log_format=log_format)
 
 
 @click.command()

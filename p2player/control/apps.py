@@ -63,7 +63,20 @@ ENDPOINTS = (
         201,
         "the app's row",
     ),
-    Endpoint("POST", "/v1/apps/adopt", "Take over an existing instance (not in this version)", _adopt),
+    Endpoint(
+        "POST",
+        "/v1/apps/adopt",
+        "Take over an existing instance (not in this version)",
+        _adopt,
+        (
+            Field("name", str, "the app's name in the mesh"),
+            Field("backend", str, "whose instance it is"),
+            Field("base", str, "a layer"),
+            Field("app", str, "a layer"),
+            Field("config", str, "the text of the app's TOML file"),
+            Field("instance", str, "what the engine calls it"),
+        ),
+    ),
     Endpoint("POST", "/v1/apps/{ref}/start", "Start an app", _start),
     Endpoint("POST", "/v1/apps/{ref}/stop", "Stop an app, keeping its state", _stop),
     Endpoint(

@@ -47,7 +47,7 @@ class Field:
             raise errors.Usage(f"{self.name!r} must be a {_TYPE_NAMES[self.type]}")
         if self.choices and value not in self.choices:
             raise errors.Usage(f"{self.name!r} must be one of {', '.join(self.choices)}")
-        return float(value) if self.type is float else value
+        return float(value) if isinstance(value, int) and self.type is float else value
 
 
 @dataclass(frozen=True, slots=True)

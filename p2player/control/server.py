@@ -7,6 +7,7 @@ at which anyone but the owner could connect.
 
 import hmac
 import os
+import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from p2player import errors
 from p2player.control.endpoint import problem
+from p2player.statedir import write_atomic
 
 DRAIN_S = 2.0
 BACKLOG = 128
@@ -68,6 +70,22 @@ def bind_loopback(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def read_token(path: Path) -> str:
+    """The bearer token in `path`; a random one is written there if there is none.
+
+    Raises:
+        Refused: the file is empty.
+    """
+    try:
+        token = path.read_text("utf-8").strip()
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(32)
+        write_atomic(path, f"{token}\n".encode(), 0o600)
+    if not token:
+        raise errors.Refused(f"{path} holds no token")
+    return token
 
 
 class BearerOnly:

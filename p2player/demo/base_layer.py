@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
-_NOT_WANTED = shutil.ignore_patterns("site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "config-*")
+_NOT_WANTED = shutil.ignore_patterns(
+    "site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "config-*"
+)
 _NO_CACHES = shutil.ignore_patterns("__pycache__", "*.pth", "__editable__*")
 
 

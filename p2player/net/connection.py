@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 import trio
 
-from p2player import errors, faults
+from gossip.messages import NodeId
+from p2player import errors
+from p2player.faults import describe
 from p2player.log import Log
 from p2player.proto.frames import (
     Buffer,
@@ -125,7 +127,7 @@ class Connection:
     def __init__(
         self,
         stream: ByteStream,
-        peer: str,
+        peer: NodeId,
         hello: Hello,
         handlers: Mapping[str, Handler],
         log: Log,
@@ -284,7 +286,7 @@ class Connection:
                 for buffer in buffers:
                     await self._out.spend(len(buffer))
                     await self._stream.send_all(buffer)
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, faults.TLS_ERRORS) as error:
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self.close(f"sending failed: {error}")
                 return
 
@@ -299,7 +301,7 @@ class Connection:
         except RemoteProtocolError as error:
             self._log.warning("peer broke the protocol", peer=self.peer_name or self.peer, error=str(error))
             self.close(f"protocol error: {error}")
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, faults.TLS_ERRORS) as error:
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.close(f"receiving failed: {error}")
         finally:
             self.close()
@@ -356,7 +358,7 @@ class Connection:
                     ending = Reply(request.rid, await handler(Incoming(self, request)))
                 # A handler of ours may meet anything in a peer's request: it costs that request, not the node.
                 except Exception as error:
-                    fault = faults.describe(error)
+                    fault = describe(error)
                     if not isinstance(error, errors.P2PlayerError):
                         self._log.failure("request failed", error, method=request.method, peer=self.peer_name)
                     ending = Failure(request.rid, fault.code, fault.message)

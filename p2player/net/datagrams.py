@@ -6,7 +6,7 @@ and a name that does not resolve each cost one packet and add to a counter.
 
 import ipaddress
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import trio
@@ -31,8 +31,8 @@ class DatagramSocket(Protocol):
 
     @property
     def family(self) -> int: ...
-    async def recvfrom(self, bufsize: int, /) -> tuple[bytes, Any]: ...
-    async def sendto(self, data: bytes, address: Any, /) -> int: ...
+    def recvfrom(self, bufsize: int, /) -> Awaitable[tuple[bytes, Any]]: ...
+    def sendto(self, data: bytes, address: Any, /) -> Awaitable[int]: ...
 
 
 class Datagrams:

@@ -15,7 +15,8 @@ from typing import Any, Protocol, Self
 import trio
 
 from gossip.messages import NodeId
-from p2player import errors, faults
+from p2player import errors
+from p2player.faults import describe
 from p2player.log import Log
 from p2player.net.connection import Connection, Handler, Throttle
 from p2player.net.tls import TlsStream
@@ -207,7 +208,7 @@ class PeerPool:
                 connection = self._connection(stream, node, throttle_in, throttle_out)
                 assert self._nursery is not None
                 await self._nursery.start(self._run, connection)
-            except (OSError, trio.BrokenResourceError, faults.TLS_ERRORS) as error:
+            except (OSError, trio.BrokenResourceError) as error:
                 raise errors.Unreachable(f"no session with {where}: {error}") from None
             finally:
                 if connection is None:
@@ -254,7 +255,7 @@ class PeerPool:
                 return
             await self._greet(raw)
         except Exception as error:
-            fault = error if isinstance(error, errors.P2PlayerError) else faults.describe(error)
+            fault = error if isinstance(error, errors.P2PlayerError) else describe(error)
             self._log.debug("connection refused", error=fault.message)
 
     async def _greet(self, raw: trio.SocketStream) -> None:

@@ -93,13 +93,13 @@ def test_inviting_needs_no_running_node(
 def test_run_runs_the_node_and_exits_with_its_code(
     called: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    called.module(monkeypatch, "node", run_node=5)
+    called.module(monkeypatch, "daemon", run_node=5)
     assert execute(["--state-dir", str(tmp_path), "run"]) == 5
     options = "--limit-in 100Mbit --limit-out 1.5MB/s --log-format json"
     assert execute(["--state-dir", str(tmp_path), "run", *options.split()]) == 5
-    assert [args for _, args, _ in called.calls] == [
-        (tmp_path, None, None, None),
-        (tmp_path, 12_500_000, 1_500_000, "json"),
+    assert [(args, kwargs) for _, args, kwargs in called.calls] == [
+        ((tmp_path,), {"limit_in": None, "limit_out": None, "log_format": None}),
+        ((tmp_path,), {"limit_in": 12_500_000, "limit_out": 1_500_000, "log_format": "json"}),
     ]
 
 
@@ -125,7 +125,7 @@ def test_the_state_folder_has_a_default(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    called.module(monkeypatch, "node", run_node=0)
+    called.module(monkeypatch, "daemon", run_node=0)
     assert execute(["run"]) == 0
     assert execute(["--state-dir", "rel", "run"]) == 0
     assert [args[0] for _, args, _ in called.calls] == [Path(expected), Path("rel").absolute()]
