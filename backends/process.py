@@ -133,7 +133,9 @@ class ProcessBackend:
             patience_s = workspace.config.stop_timeout_s + shim.GIVE_UP_S + _SHIM_SLACK_S
             if not procfs.wait_end(live.shim, patience_s):
                 procfs.send(live.shim, signal.SIGKILL)
-                procfs.wait_end(live.shim, _SHIM_SLACK_S)
+                if not procfs.wait_end(live.shim, _SHIM_SLACK_S):
+                    pids = (live.shim.pid, live.app.pid)
+                    raise StopFailed(f"the supervisor of {workspace.name} cannot be killed: {pids}", pids)
         self._sweep(workspace)  # which also reaps the shim
 
     def checkpoint(self, layout: AppLayout, *, leave_running: bool) -> Checkpoint:
@@ -266,7 +268,7 @@ class ProcessBackend:
         """
         run_dir = RunDir(str(workspace.run_dir))
         live = run_dir.live()
-        if live is None or live.boot != procfs.boot_id() or procfs.alive(live.shim):
+        if live is None or live.boot != procfs.boot_id():
             return
         procfs.reap(live.shim)
         deadline = time.monotonic() + _SWEEP_TIMEOUT_S

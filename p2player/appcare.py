@@ -65,9 +65,9 @@ class Caretaker:
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(self._watch_interval_s)
-                idle = [app for app in self._apps() if app.alive and not app.lock.locked()]
-                for app in await self._around.in_thread(_not_running, idle):
-                    if not app.lock.locked():  # else somebody acts on it, perhaps this for the last look
+                alive = [app for app in self._apps() if app.alive]
+                for app in await self._around.in_thread(_not_running, alive):
+                    if not app.lock.locked():  # else somebody acts on it: perhaps this, after the last look
                         nursery.start_soon(self._look_after, app)
 
     async def _adopt(self, app: HostedApp) -> None:

@@ -70,9 +70,11 @@ def test_the_process_finds_clean_surroundings(
     layout = make(apps.SURROUNDINGS, arguments=["{base}", "{state}", '{"literal": {}}', "{{app}}"])
     read, write = os.pipe()
     os.set_inheritable(write, True)
+    umask = os.umask(0o077)
     try:
         started = backend.start(layout)
     finally:
+        os.umask(umask)
         os.close(read)
         os.close(write)
     eventually((layout.state_dir / "report").exists)
@@ -200,6 +202,20 @@ def test_a_pid_used_again_is_not_mistaken(backend: ProcessBackend, make: Make) -
     RunDir(str(layout.run_dir)).write_live(live(layout)._replace(shim=reused, app=reused, run="00"))
     assert backend.status(layout).state is EngineState.LOST
     backend.stop(layout)  # must not signal this test
+
+
+def test_no_signal_reaches_another_process_of_the_same_pid() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        found = procfs.stat(child.pid)
+        assert found is not None
+        earlier = procfs.ProcessId(child.pid, found.process.start - 1)
+        assert not procfs.send(earlier, signal.SIGKILL)
+        assert procfs.wait_end(earlier, 60.0)
+        assert procfs.alive(found.process)
+        assert not procfs.wait_end(found.process, 0.0)
+        assert procfs.send(found.process, signal.SIGKILL)
+        assert procfs.wait_end(found.process, 60.0)
+        assert not procfs.alive(found.process)  # a zombie does not count
 
 
 def test_torn_notes_count_as_none(backend: ProcessBackend, make: Make) -> None:

@@ -57,10 +57,11 @@ class FakeEngine:
     calls: list[str] = field(default_factory=list)
     fail_next: dict[str, Exception] = field(default_factory=dict)
     hold: threading.Event | None = None
+    hold_status: threading.Event | None = None
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
-        if self.hold is not None and name != "status":
+        if self.hold is not None:
             assert self.hold.wait(SLOW_S)
         if name in self.fail_next:
             raise self.fail_next.pop(name)
@@ -119,6 +120,8 @@ class FakeEngine:
         return b"what it said"[-max_bytes:]
 
     def status(self, workspace: Workspace) -> Status:
+        if self.hold_status is not None:
+            assert self.hold_status.wait(SLOW_S)
         if "status" in self.fail_next:
             raise self.fail_next["status"]
         return self.states.get(workspace.app_id, Status(EngineState.ABSENT))
@@ -515,6 +518,24 @@ async def test_staging_again_starts_over(site: Site) -> None:
     assert apps.staged()[0].epoch == 9
     await apps.discard(record().id)
     assert list((site.root / "apps").iterdir()) == []
+
+
+async def test_what_waited_for_an_earlier_staging_is_told(site: Site) -> None:
+    apps = site.node()
+    await apps.stage(record())
+    site.engine.hold_status = threading.Event()
+
+    async def restore_in_vain() -> None:
+        with pytest.raises(NotFound, match="not on this node any more"):
+            await apps.restore(record().id, 4)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(apps.stage, record())
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        nursery.start_soon(restore_in_vain)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        site.engine.hold_status.set()
+    await apps.restore(record().id, 4)
 
 
 async def test_staging_is_refused_where_it_cannot_be(site: Site) -> None:
