@@ -1,0 +1,238 @@
+"""A folder into content: every file read once, or not at all if nothing changed.
+
+Theory of operation
+-------------------
+A *scan* lists the tree by folder descriptors and notes how each folder looked. Then every path is taken in
+bytewise order, which is the order of the manifest and of the chunks on disk: attributes are read, and regular
+files are cut into chunks and handed to `ingest`. Nothing is followed on the way: no symlink, no path that was
+swapped for one. Mount points are descended into like folders.
+
+The result describes one moment or there is none. A file must have the same size and times after it was read
+as before; otherwise it is read again, three times at most. At the end every folder must look as it did in the
+scan; otherwise the whole pass is repeated, three times at most, and what has not changed is not read again if
+there is a stat cache. A tree that never rests is an error that names the path.
+
+Files are taken in windows of some hundred, so that one question to the content covers all chunks that the
+stat cache proposes.
+"""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from chunkstore.attributes import handle, read_xattrs
+from chunkstore.beneath import Beneath
+from chunkstore.content import Content
+from chunkstore.digest import ChunkId
+from chunkstore.entries import Entry, Kind, Xattrs
+from chunkstore.holes import ShortRead, Window, file_windows
+from chunkstore.ingest import Imported, Ingest
+from chunkstore.progress import Meter, Progress
+from chunkstore.sniff import SourceKind, sniff
+from chunkstore.statcache import Recall, Remembered, StatCache
+from chunkstore.tree_errors import SourceUnsupported, TreeChanged, TreeUnreadable
+from chunkstore.treescan import Moved, Source, check_folders, looks, scan_tree
+
+_PASSES = 3
+_READS = 3
+_WINDOW_FILES = 512
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+_KINDS = {
+    stat.S_IFREG: Kind.REGULAR,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFSOCK: Kind.SOCKET,
+}
+
+
+def import_tree(
+    content: Content,
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    stat_cache: StatCache | None = None,
+    clock_ns: Callable[[], int] = time.time_ns,
+) -> Imported:
+    """Take a folder and everything in it into content; what is there already is not stored again.
+
+    Args:
+        content: where the chunks go. It is used from one other thread meanwhile, and committed at the end.
+        path: the folder; a symlink to one is followed, nothing below it is. progress: called with bytes done
+        and bytes in total; may raise to cancel, which leaves chunks that nothing refers to. stat_cache: what
+        was read before. clock_ns: wall clock, to judge which timestamps are too young to trust.
+
+    Raises:
+        SourceUnsupported: `path` is no folder, or holds a path that is too long.
+        TreeUnreadable: something in it cannot be read.
+        TreeChanged: it kept changing.
+        ManifestInvalid: it exceeds a limit of manifests.
+        StoreError: the content could not take it.
+    """
+    place = os.fsencode(path)
+    found = sniff(path)
+    if found not in (SourceKind.FOLDER, SourceKind.OCI):
+        raise SourceUnsupported(place, f"it is no folder but {found.described}")
+    for last in (False,) * (_PASSES - 1) + (True,):
+        with _open_root(place) as root, Ingest(content) as ingest:
+            source = Source(place, root)
+            try:
+                return _Pass(source, ingest, _Memory(content.key, stat_cache, clock_ns)).run(progress)
+            except Moved as moved:
+                if last:
+                    raise TreeChanged(source.absolute(moved.path)) from None
+    raise AssertionError("the last pass returns or raises")
+
+
+def _open_root(place: bytes) -> Beneath:
+    try:
+        return Beneath(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        raise TreeUnreadable(place, error.strerror or str(error)) from None
+
+
+class _Memory:
+    """The stat cache, if there is one, as one import uses it."""
+
+    def __init__(self, key: bytes | None, cache: StatCache | None, clock_ns: Callable[[], int]) -> None:
+        self._recall = Recall(key)
+        self._cache = cache
+        self.clock_ns = clock_ns
+
+    def propose(self, status: os.stat_result) -> Remembered | None:
+        """What this file held when it was last read, if it has not changed since."""
+        if self._cache is None or not stat.S_ISREG(status.st_mode):
+            return None
+        payload = self._cache.cached(status.st_dev, status.st_ino)
+        return None if payload is None else self._recall.match(status, payload)
+
+    def keep(self, status: os.stat_result, file: Remembered, read_at_ns: int) -> None:
+        """Remember what was read, unless its times are too young."""
+        if self._cache is not None:
+            payload = self._recall.payload(status, file, read_at_ns)
+            if payload is not None:
+                self._cache.remember(status.st_dev, status.st_ino, payload)
+
+
+class _Pass:
+    """One pass over a tree that should hold still."""
+
+    def __init__(self, source: Source, ingest: Ingest, memory: _Memory) -> None:
+        self._source = source
+        self._root = source.root
+        self._ingest = ingest
+        self._memory = memory
+        self._meter = Meter(None, 0)
+        self._first_names: dict[tuple[int, int], bytes] = {}
+        self._euid = os.geteuid()
+
+    def run(self, progress: Progress | None) -> Imported:
+        """Scan, read everything, check that nothing moved, store the manifest."""
+        scan = scan_tree(self._source)
+        self._meter = Meter(progress, scan.total_bytes)
+        entries: list[Entry] = []
+        for start in range(0, len(scan.paths), _WINDOW_FILES):
+            entries.extend(self._window(scan.paths[start : start + _WINDOW_FILES]))
+        check_folders(self._source, scan)
+        del scan
+        imported = self._ingest.finish(entries)
+        self._meter.finish()
+        return imported
+
+    def _window(self, paths: list[bytes]) -> Iterator[Entry]:
+        """The entries of these paths. The chunks that the stat cache proposes for them are looked up together."""
+        seen: list[tuple[bytes, os.stat_result, Remembered | None]] = []
+        proposed: set[ChunkId] = set()
+        for path in paths:
+            with self._source.blame(path):
+                folder, name = self._root.locate(path)
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            known = self._memory.propose(status)
+            if known is not None:
+                proposed |= known.chunk_ids
+            seen.append((path, status, known))
+        missing = self._ingest.missing(proposed) if proposed else set()
+        for path, status, known in seen:
+            stale = known is not None and missing and not known.chunk_ids.isdisjoint(missing)
+            yield self._entry(path, status, None if stale else known)
+
+    def _entry(self, path: bytes, status: os.stat_result, known: Remembered | None) -> Entry:
+        kind = _KINDS[stat.S_IFMT(status.st_mode)]
+        if kind is Kind.DIRECTORY:
+            with self._source.blame(path):
+                return _described(path, kind, status, read_xattrs(self._root.folder(path)))
+        if status.st_nlink > 1:
+            first = self._first_names.setdefault((status.st_dev, status.st_ino), path)
+            if first != path:
+                return Entry(path, Kind.HARDLINK, target=first)
+        if kind is not Kind.REGULAR:
+            return self._special(path, kind, status)
+        if known is None:
+            status, known = self._read(path)
+        else:
+            self._meter.advance(status.st_size)
+        return _described(path, kind, status, known.xattrs, known.table)
+
+    def _special(self, path: bytes, kind: Kind, status: os.stat_result) -> Entry:
+        with self._source.blame(path):
+            folder, name = self._root.locate(path)
+            with handle(name, folder) as file:
+                xattrs = read_xattrs(file)
+            target = os.readlink(name, dir_fd=folder) if kind is Kind.SYMLINK else b""
+        return _described(path, kind, status, xattrs, target=target)
+
+    def _read(self, path: bytes) -> tuple[os.stat_result, Remembered]:
+        """Read a regular file until it holds still."""
+        for _ in range(_READS):
+            done = self._meter.done
+            with self._source.blame(path):
+                fd = self._open(path)
+            try:
+                before = os.fstat(fd)
+                if not stat.S_ISREG(before.st_mode):
+                    raise Moved(path)
+                read_at_ns = self._memory.clock_ns()
+                windows = self._meter.count(self._windows(path, fd, before))
+                try:
+                    table = self._ingest.add_file(windows)
+                    with self._source.blame(path):
+                        file = Remembered(table, read_xattrs(fd))
+                    if looks(os.fstat(fd)) == looks(before):
+                        self._memory.keep(before, file, read_at_ns)
+                        return before, file
+                except ShortRead:
+                    pass
+            finally:
+                os.close(fd)
+            self._meter.done = done
+        raise TreeChanged(self._source.absolute(path))
+
+    def _windows(self, path: bytes, fd: int, status: os.stat_result) -> Iterator[Window]:
+        with self._source.blame(path):
+            yield from file_windows(fd, status.st_size, status.st_blocks * 512)
+
+    def _open(self, path: bytes) -> int:
+        """Open a regular file for reading, without touching its atime where that is allowed."""
+        folder, name = self._root.locate(path)
+        try:
+            return os.open(name, _OPEN | os.O_NOATIME, dir_fd=folder)
+        except OSError as error:
+            if error.errno != errno.EPERM:  # not ours
+                raise
+            return os.open(name, _OPEN, dir_fd=folder)
+
+
+def _described(
+    path: bytes, kind: Kind, status: os.stat_result, xattrs: Xattrs, table: bytes = b"", *, target: bytes = b""
+) -> Entry:
+    device = (0, 0)
+    if kind in (Kind.CHARACTER, Kind.BLOCK):
+        device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    mode = 0o777 if kind is Kind.SYMLINK else stat.S_IMODE(status.st_mode)
+    return Entry(path, kind, mode, status.st_uid, status.st_gid, status.st_mtime_ns, xattrs, table, target, device)

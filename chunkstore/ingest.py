@@ -1,0 +1,137 @@
+"""Put what an importer reads into content, while the importer reads on.
+
+Theory of operation
+-------------------
+The importer's thread reads, finds holes, cuts and hashes. Chunks gather in a batch of some MiB; a full batch
+goes to one worker thread, which asks the content what of it is missing, compresses only that, in groups of
+neighbours, and adds it. At most `_BATCHES_AHEAD` batches wait, so memory is bounded whatever the tree. The
+one worker also makes every other call to the content, in order, so that a question is answered after all
+batches before it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+from chunkstore.chunker import MANIFEST, cut, cut_file
+from chunkstore.codec import pack_all
+from chunkstore.content import Content
+from chunkstore.digest import Buffer, ChunkId, LayerId, chunk_id, layer_id
+from chunkstore.entries import Entry, Extent, pack_extents
+from chunkstore.holes import Window
+from chunkstore.manifest import Manifest
+
+_BATCH_BYTES = 4 << 20
+_BATCH_CHUNKS = 4096
+_BATCHES_AHEAD = 2
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A tree that is now in content, durably; nothing refers to it yet.
+
+    `size` is bytes of file content, holes included; `chunks` counts distinct content chunks.
+    """
+
+    layer_id: LayerId
+    size: int
+    chunks: int
+    manifest: Manifest
+    manifest_chunks: tuple[ChunkId, ...]
+    manifest_size: int
+
+
+class Ingest:
+    """One import's way into `content`. Leaving the context without `finish` drops what is under way."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._key = content.key
+        self._batch: dict[ChunkId, Buffer] = {}
+        self._batch_bytes = 0
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+        self._ahead: deque[Future[int]] = deque()
+
+    def __enter__(self) -> "Ingest":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._worker.shutdown(cancel_futures=True)
+
+    def add_file(self, windows: Iterable[Window]) -> bytes:
+        """Take the content of a regular file (see `holes`).
+
+        Returns:
+            Its extents for `Entry.table`.
+
+        Raises:
+            StoreError: an earlier batch could not be stored.
+            Exception: whatever reading `windows` raises.
+        """
+        return pack_extents(self._extents(windows))
+
+    def missing(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
+        """Those of `ids` that are not in the content once all that was taken so far is."""
+        wanted = set(ids).difference(self._batch)
+        return self._call(lambda: self._content.missing(wanted))
+
+    def finish(self, entries: Sequence[Entry]) -> Imported:
+        """Store the manifest of `entries` (in order of path) and make everything durable.
+
+        Raises:
+            ManifestInvalid: they are not a possible tree, or exceed a limit.
+            StoreError: something could not be stored.
+        """
+        manifest = Manifest(tuple(entries))
+        chunks = len(manifest.chunks())
+        encoded = bytearray()
+        for row in manifest.rows():
+            encoded += row
+        self._flush()  # the manifest's chunks begin a group of their own
+        manifest_chunks = tuple(self._add_chunk(piece) for piece in cut(memoryview(encoded), MANIFEST))
+        layer = layer_id(encoded, self._key)
+        self._flush()
+        while self._ahead:
+            self._ahead.popleft().result()
+        self._call(self._content.commit)
+        return Imported(layer, manifest.size, chunks, manifest, manifest_chunks, len(encoded))
+
+    def _extents(self, windows: Iterable[Window]) -> Iterator[Extent]:
+        for piece in cut_file(windows):
+            if isinstance(piece, int):
+                yield Extent(piece, None)
+            else:
+                yield Extent(len(piece), self._add_chunk(piece))
+
+    def _add_chunk(self, data: Buffer) -> ChunkId:
+        name = chunk_id(data, self._key)
+        if name not in self._batch:
+            self._batch[name] = data
+            self._batch_bytes += len(data)
+            if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_CHUNKS:
+                self._flush()
+        return name
+
+    def _flush(self) -> None:
+        if not self._batch:
+            return
+        while len(self._ahead) >= _BATCHES_AHEAD:
+            self._ahead.popleft().result()
+        self._ahead.append(self._worker.submit(_store, self._content, self._batch))
+        self._batch = {}
+        self._batch_bytes = 0
+
+    def _call(self, function: Callable[[], T]) -> T:
+        return self._worker.submit(function).result()
+
+
+def _store(content: Content, batch: dict[ChunkId, Buffer]) -> int:
+    missing = content.missing(batch)
+    return content.add(pack_all((name, data) for name, data in batch.items() if name in missing))
