@@ -17,6 +17,8 @@ from typing import Any
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from p2player import errors
@@ -25,6 +27,7 @@ from p2player.statedir import write_atomic
 
 DRAIN_S = 2.0
 BACKLOG = 128
+COOKIE = "p2player-token"
 
 
 def bind_unix(path: Path) -> socket.socket:
@@ -89,22 +92,35 @@ def read_token(path: Path) -> str:
 
 
 class BearerOnly:
-    """Passes on what carries the token; the rest is refused. For the TCP listener, where no file mode guards."""
+    """Passes on what carries the token; the rest is refused. For the TCP listener, where no file mode guards.
+
+    Programs send `Authorization: Bearer TOKEN`. A browser opens `/?token=TOKEN` once and gets a cookie in exchange.
+    """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                response = problem(errors.Refused("a bearer token is needed here"))
-                response.status_code = 401
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        if (scheme.lower() == "bearer" and self._is_token(bearer)) or self._is_token(request.cookies.get(COOKIE, "")):
+            await self._app(scope, receive, send)
+        elif scope["path"] == "/" and self._is_token(request.query_params.get("token", "")):
+            redirect = RedirectResponse("/", 303)
+            redirect.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+            await redirect(scope, receive, send)
+        else:
+            refusal = problem(errors.Refused("a bearer token is needed here; see control_token_file"))
+            refusal.status_code = 401
+            await refusal(scope, receive, send)
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._token.encode())
 
 
 async def serve_on(
