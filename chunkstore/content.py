@@ -36,11 +36,10 @@ class Content(Protocol):
         """
 
     def groups(self, ids: Sequence[ChunkId]) -> Iterator[Group]:
-        """The wanted chunks in storage order, packed for a wire.
+        """The wanted chunks in storage order, packed for a wire; each comes once.
 
-        Most of a stored group wanted: as stored. Then a quarter of its bytes at most are chunks that nobody asked
-        for, or that came before. Less: only what was asked, regrouped. A chunk that is not here, or is damaged, is
-        simply absent.
+        Most of a stored group wanted: as stored, and then a quarter of its bytes at most are chunks that nobody
+        asked for. Less: only what was asked, regrouped. A chunk that is not here, or is damaged, is simply absent.
         """
 
     def read(self, ids: Sequence[ChunkId]) -> Iterator[tuple[ChunkId, memoryview]]:

@@ -133,7 +133,8 @@ class Index:
     def locate(self, ids: Iterable[ChunkId]) -> dict[Place, tuple[int, set[ChunkId]]]:
         """Where chunks lie, in order: place -> size of the record there, and those of `ids` that it holds."""
         found: dict[Place, tuple[int, set[ChunkId]]] = {}
-        query = "SELECT id, place, size FROM chunks JOIN groups USING (place) WHERE id IN ({})"
+        # A row that points to no record is located too, at size 0, so that its reader finds the damage.
+        query = "SELECT id, place, coalesce(size, 0) FROM chunks LEFT JOIN groups USING (place) WHERE id IN ({})"
         with self.read() as db:
             for name, place, size in select_in(db, query, ids):
                 found.setdefault(place, (size, set()))[1].add(name)

@@ -43,9 +43,11 @@ class Leases:
 
     def born(self, ids: Collection[ChunkId]) -> None:
         """Chunks were added to which no layer refers yet. Call with the writer lock held."""
-        if self._clock() - self._young_since >= _YOUNG_S:
-            self._less_young, self._young = self._young, set()
-            self._young_since = self._clock()
+        now = self._clock()
+        if now - self._young_since >= _YOUNG_S:
+            still_young = self._young if now - self._young_since < 2 * _YOUNG_S else set()
+            self._less_young, self._young = still_young, set()
+            self._young_since = now
         self._young.update(ids)
         self._tell(ids)
 

@@ -6,7 +6,7 @@ that the next transfer fetches it again and replaces it.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from chunkstore.codec import MAX_GROUP_BYTES, MAX_GROUP_CHUNKS, Group, pack, split
 from chunkstore.digest import ChunkId
@@ -30,7 +30,7 @@ class Retrieval:
 
     def groups(self, ids: Iterable[ChunkId]) -> Iterator[Group]:
         """See `Content.groups`."""
-        return regroup(((group, asked) for _, group, asked in self._fetch(set(ids))), self.suspects)
+        return regroup(self._servings(set(ids)), self.suspects)
 
     def read(self, ids: Iterable[ChunkId]) -> Iterator[tuple[ChunkId, memoryview]]:
         """See `Content.read`."""
@@ -39,8 +39,8 @@ class Retrieval:
             for place, (_, asked) in self._index.locate(wanted).items():
                 chunks = self._cache.get(place)
                 if chunks is not None:
-                    here = [name for name in chunks if name in asked]
-                    wanted.difference_update(here)
+                    here = asked & chunks.keys()
+                    wanted -= here
                     yield from ((name, chunks[name]) for name in here)
         for place, group, asked in self._fetch(wanted):
             try:
@@ -52,43 +52,54 @@ class Retrieval:
                 self._cache.put(place, chunks)
             yield from ((name, data) for name, data in chunks.items() if name in asked)
 
+    def _servings(self, wanted: set[ChunkId]) -> Iterator[tuple[Group, set[ChunkId], bool]]:
+        for place, group, asked in self._fetch(wanted):
+            whole = mostly(group, asked)
+            if whole and len(asked) < len(group.ids):
+                # A record may hold copies that are not read from it, perhaps because they were forgotten as damaged.
+                _, own = self._index.locate(group.ids).get(place, (0, set()))
+                whole = own.issuperset(group.ids)
+            yield group, asked, whole
+
     def _fetch(self, wanted: set[ChunkId]) -> Iterator[tuple[Place, Group, set[ChunkId]]]:
-        """Records that hold wanted chunks, and which of them are to be taken from each."""
+        """Records that hold wanted chunks, and which of them are to be read from each."""
         for _ in range(_ATTEMPTS):
             located = self._index.locate(wanted)
-            gone = False
+            again: set[ChunkId] = set()
             for place, found in self._packs.fetch([(place, size) for place, (size, _) in located.items()]):
-                expected = located[place][1]
+                asked = located[place][1]
                 if found is Lost.GONE:
-                    gone = True
+                    again |= asked
                 elif found is Lost.DAMAGED:
-                    self.suspects |= expected
+                    self.suspects |= asked
                 else:
-                    self.suspects |= expected.difference(found.ids)
-                    # A record may hold copies of chunks that are read from elsewhere: take what comes first.
-                    asked = wanted.intersection(found.ids)
-                    if asked:
-                        wanted -= asked
-                        yield place, found, asked
-            if not gone:
+                    here = asked.intersection(found.ids)
+                    self.suspects |= asked - here
+                    if here:
+                        yield place, found, here
+            if not again:
                 return
+            wanted = again
 
 
-def regroup(stored: Iterable[tuple[Group, set[ChunkId]]], bad: set[ChunkId]) -> Iterator[Group]:
+def mostly(group: Group, asked: Container[ChunkId]) -> bool:
+    """Whether at least three quarters of a group's bytes are asked for."""
+    asked_bytes = sum(length for name, length in zip(group.ids, group.lengths, strict=True) if name in asked)
+    return 4 * asked_bytes >= 3 * group.raw_bytes
+
+
+def regroup(servings: Iterable[tuple[Group, set[ChunkId], bool]], bad: set[ChunkId]) -> Iterator[Group]:
     """Make groups for a wire out of stored ones.
 
-    A group of which at least three quarters of the bytes are asked for passes as it is; of the others, what is asked
-    for is packed anew with its neighbours.
-
     Args:
-        stored: groups whose checksums were verified, and which chunks of each are asked for.
+        servings: groups whose checksums were verified, which chunks of each are asked for, and whether the group may
+            pass whole. Of the others, what is asked for is packed anew with its neighbours.
         bad: gets the chunks of groups that do not decompress.
     """
     loose: list[tuple[ChunkId, bytes]] = []
     loose_bytes = 0
-    for group, asked in stored:
-        asked_bytes = sum(length for name, length in zip(group.ids, group.lengths, strict=True) if name in asked)
-        if 4 * asked_bytes >= 3 * group.raw_bytes:
+    for group, asked, whole in servings:
+        if whole:
             yield group
             continue
         try:
@@ -96,7 +107,7 @@ def regroup(stored: Iterable[tuple[Group, set[ChunkId]]], bad: set[ChunkId]) -> 
         except BadGroup:
             bad |= asked
             continue
-        for name in chunks.keys() & asked:
+        for name in (name for name in chunks if name in asked):
             data = bytes(chunks[name])  # a copy, or a few small chunks would keep many whole groups in memory
             if loose_bytes + len(data) > MAX_GROUP_BYTES or len(loose) == MAX_GROUP_CHUNKS:
                 yield pack(loose)

@@ -183,6 +183,7 @@ class ChunkStore:
         """Sync packs, then the index; see `Content.commit`."""
         with self._commit_lock:
             with self._index.lock:
+                self._index.require_open()
                 end, files = self._packs.end, self._packs.unsynced()
                 self._uncommitted_bytes = 0
             self._files.flush()
@@ -378,7 +379,8 @@ class ChunkStore:
             OSError: the disk failed.
         """
         with self._collect_lock, self._leases.watch(extra_roots) as spared:
-            sweep = Sweep(self._index, self._packs, self._holdings, spared=spared, bound=bound, commit=self.commit)
+            parts = (self._index, self._packs, self._holdings)
+            sweep = Sweep(*parts, spared=spared, bound=bound, policy=policy, commit=self.commit)
             snapshot = sweep.snapshot()
             report = sweep.execute(plan_gc(snapshot, policy), snapshot, progress)
             self._files.prune()

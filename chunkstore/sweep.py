@@ -16,7 +16,7 @@ just before its pack went away looks again.
 from collections.abc import Callable, Collection, Iterator
 
 from chunkstore.codec import Group, take
-from chunkstore.collect import GcPlan, GcReport, GcSnapshot, Share
+from chunkstore.collect import GcPlan, GcPolicy, GcReport, GcSnapshot, Share
 from chunkstore.digest import ChunkId, LayerId
 from chunkstore.errors import BadGroup, DiskFull
 from chunkstore.holdings import Holdings
@@ -36,6 +36,7 @@ class Sweep:
     Args:
         spared: chunks to keep whatever the layers say; it may grow while the sweep runs, under the writer lock.
         bound: layers that running things need: protected, and never evicted.
+        policy: what the plan was made by; of it, when a pack is worth rewriting is decided again.
         commit: makes what was added so far durable.
     """
 
@@ -47,6 +48,7 @@ class Sweep:
         *,
         spared: Collection[ChunkId],
         bound: Collection[LayerId],
+        policy: GcPolicy,
         commit: Callable[[], None],
     ) -> None:
         self._index = index
@@ -54,6 +56,7 @@ class Sweep:
         self._holdings = holdings
         self._spared = spared
         self._bound = frozenset(bound)
+        self._policy = policy
         self._commit = commit
         names = ",".join(f"x'{layer.hex()}'" for layer in self._bound)
         keeps = f"held OR pinned OR layers.id IN ({names})"
@@ -139,11 +142,14 @@ class Sweep:
             if pack_of(self._packs.end) in targets:
                 self._packs.roll()
         self._commit()
+        stored = "sum(max(1, size * length / raw_bytes))"
+        query = f"SELECT place >> 32, {stored} FROM chunks JOIN groups USING (place) GROUP BY 1"
         with self._index.read() as db:
-            # Rows are only ever added for the newest pack, so these counts can only shrink from now on.
-            live = dict(db.execute("SELECT place >> 32, count(*) FROM chunks GROUP BY 1").fetchall())
+            # Rows are only ever added for the newest pack, so from now on these can only shrink.
+            live: dict[int, int] = dict(db.execute(query).fetchall())
         sizes = self._packs.sizes()
-        order = sorted(targets & sizes.keys(), key=lambda pack: (live.get(pack, 0), pack))
+        sparse = {pack for pack in sizes if live.get(pack, 0) < sizes[pack] * self._policy.rewrite_below}
+        order = sorted(targets & (sparse | sizes.keys() - live.keys()), key=lambda pack: (live.get(pack, 0), pack))
         total, done, freed, deleted = sum(sizes[pack] for pack in order), 0, 0, 0
         for pack in order:
             try:

@@ -20,7 +20,7 @@ from chunkstore.codec import Group, check_table, split, take
 from chunkstore.digest import KEY_BYTES, ChunkId
 from chunkstore.errors import BadGroup, BadRecord, StoreBusy, StoreClosed, StoreDamaged
 from chunkstore.packs import sync_folder
-from chunkstore.retrieve import OpenGroups, regroup
+from chunkstore.retrieve import OpenGroups, mostly, regroup
 from chunkstore.sealed import SALT_BYTES, SealedFile, SealedRecord
 
 RESERVE_BYTES = 64 << 20
@@ -161,50 +161,45 @@ class Vault:
 
     def groups(self, ids: Sequence[ChunkId]) -> Iterator[Group]:
         """The wanted chunks, packed for a wire; see `Content.groups`."""
-        return regroup(self._fetch(set(ids)), self._suspects)
+        return regroup(self._servings(ids), self._suspects)
 
     def read(self, ids: Sequence[ChunkId]) -> Iterator[tuple[ChunkId, memoryview]]:
         """The wanted chunks and their bytes; see `Content.read`."""
-        wanted = set(ids)
-        for record, expected in self._locate(wanted):
+        for record, asked in self._locate(ids):
             chunks = self._cache.get(record.offset)
             if chunks is None:
                 try:
                     chunks = dict(split(self._file.unseal(record)))
                 except (BadGroup, BadRecord):
-                    self._suspects |= expected
+                    self._suspects |= asked
                     continue
-                if not chunks.keys() <= wanted:
+                if len(asked) < len(chunks):
                     self._cache.put(record.offset, chunks)
-            asked = [name for name in chunks if name in wanted]
-            wanted.difference_update(asked)
-            yield from ((name, chunks[name]) for name in asked)
+            yield from ((name, data) for name, data in chunks.items() if name in asked)
 
     def commit(self) -> None:
         """Make what was added so far durable; see `Content.commit`."""
         self._file.sync()
 
-    def _locate(self, wanted: set[ChunkId]) -> list[tuple[SealedRecord, set[ChunkId]]]:
+    def _locate(self, ids: Iterable[ChunkId]) -> list[tuple[SealedRecord, set[ChunkId]]]:
         """Records that hold wanted chunks, in order, and which."""
         found: dict[SealedRecord, set[ChunkId]] = {}
         with self._lock:
             self._require_open()
-            for name in wanted & self._where.keys():
-                found.setdefault(self._where[name], set()).add(name)
+            for name in ids:
+                if name in self._where:
+                    found.setdefault(self._where[name], set()).add(name)
         return sorted(found.items(), key=lambda item: item[0].offset)
 
-    def _fetch(self, wanted: set[ChunkId]) -> Iterator[tuple[Group, set[ChunkId]]]:
-        """Groups that hold wanted chunks, and which of them are to be taken from each."""
-        for record, expected in self._locate(wanted):
+    def _servings(self, ids: Iterable[ChunkId]) -> Iterator[tuple[Group, set[ChunkId], bool]]:
+        for record, asked in self._locate(ids):
             try:
                 group = self._file.unseal(record)
             except BadRecord:
-                self._suspects |= expected
+                self._suspects |= asked
                 continue
-            asked = wanted.intersection(group.ids)
-            wanted -= asked
-            if asked:
-                yield group, asked
+            own = all(self._where.get(name) is record for name in group.ids)
+            yield group, asked, own and mostly(group, asked)
 
     def _require_open(self) -> None:
         if self._key is None:

@@ -55,11 +55,18 @@ def groups_of(chunks: list[Chunk], per_group: int) -> Iterator[Group]:
         yield from pack_all(chunks[first : first + per_group])
 
 
+def add_each(content: Content, chunks: list[Chunk], per_group: int) -> None:
+    """Add groups of so many chunks one by one, so that packs of a small size are filled one by one too."""
+    for group in groups_of(chunks, per_group):
+        content.add([group])
+
+
 def read_all(content: Content, ids: Iterable[ChunkId]) -> dict[ChunkId, bytes]:
     """What `content` has of these chunks; fails if one comes twice or unasked."""
-    wanted = list(ids)
+    asked = list(ids)
+    wanted = set(asked)
     found: dict[ChunkId, bytes] = {}
-    for name, data in content.read(wanted):
+    for name, data in content.read(asked):
         assert name in wanted
         assert name not in found
         found[name] = bytes(data)
@@ -68,12 +75,12 @@ def read_all(content: Content, ids: Iterable[ChunkId]) -> dict[ChunkId, bytes]:
 
 def serve_all(content: Content, ids: Iterable[ChunkId]) -> dict[ChunkId, bytes]:
     """What arrives at a peer that asks for these chunks; fails if a group is not worth its bytes."""
-    lacking = set(ids)
+    wanted = set(ids)
     found: dict[ChunkId, bytes] = {}
-    for group in content.groups(sorted(lacking)):
-        new = {name: bytes(data) for name, data in open_group(group, content.key) if name in lacking}
+    for group in content.groups(sorted(wanted)):
+        new = {name: bytes(data) for name, data in open_group(group, content.key) if name in wanted}
         assert 4 * sum(map(len, new.values())) >= 3 * group.raw_bytes
-        lacking -= new.keys()
+        assert not new.keys() & found.keys()
         found.update(new)
     return found
 
