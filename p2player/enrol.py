@@ -131,7 +131,6 @@ def join_mesh(
             members=[*joined.members, *(row for row in contacts if row["id"] not in told)],
         )
         _establish(state)
-        state.joining_key.unlink()
         return Identity.load(state)
 
 
@@ -171,10 +170,12 @@ def _check_new(state: StateDir) -> None:
 
 
 def _establish(state: StateDir) -> None:
+    """Make the finished identity this node's."""
     try:
         os.rename(state.pending_identity, state.identity)
     except OSError as error:
         raise Failed(f"{state.identity}: {error.strerror}") from None
+    state.joining_key.unlink(missing_ok=True)
     sync_folder(state.root)
 
 

@@ -2,12 +2,13 @@
 
 Theory of operation
 -------------------
-    transport --receive_some(1 MiB)--> incoming BIO --SSL_read--> one buffer --> receive_some()
+    transport --receive_some(1 MiB)--> incoming BIO --SSL_read, 16 KiB--> receive_some()
     send_all() --SSL_write, 256 KiB--> outgoing BIO --send_all--> transport
 
 `trio.SSLStream` reads 64 KiB from its transport and hands out one TLS record (16 KiB) a call. Here a read takes all
-that the socket has, and all its records are decrypted into one buffer before anything is returned; a write encrypts
-256 KiB, small enough to stay in the processor's cache, and sends that with one call.
+that the socket has, and all its records are decrypted and joined before anything is returned; a write encrypts 256 KiB,
+small enough to stay in the processor's cache, and sends that with one call. No buffer outlives a call: an idle
+connection holds next to no memory.
 
 The two directions are independent: one task may receive while another sends. OpenSSL itself has things to say while it
 reads (alerts, answers to key updates), so ciphertext is taken out of the outgoing BIO and sent under one lock only,
@@ -26,7 +27,7 @@ import ssl
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, cast
+from typing import Final
 
 import trio
 
@@ -36,6 +37,7 @@ Buffer = bytes | bytearray | memoryview
 
 READ_BYTES: Final = 1 << 20
 WRITE_BYTES: Final = 256 << 10
+RECORD_BYTES: Final = 16 << 10
 CLOSE_S: Final = 1.0
 
 
@@ -72,6 +74,9 @@ def _explain(error: ssl.SSLError) -> str:
         return f"the peer's certificate does not verify: {error.verify_message}"
     reason = error.reason or str(error)
     return _REASONS.get(reason, reason.replace("_", " ").lower())
+
+
+_TORN: Final = "an earlier send broke off: this TLS stream cannot send any more"
 
 
 class _Exclusive:
@@ -113,11 +118,9 @@ class TlsStream(trio.abc.Stream):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
-        self._plain = memoryview(bytearray(READ_BYTES))
         self._receiving = _Exclusive("receiving from")
         self._sending = _Exclusive("sending to")
         self._wire = trio.Lock()
-        self._established = False
         self._ended = False
         self._broken = False
         self._closed = False
@@ -126,30 +129,29 @@ class TlsStream(trio.abc.Stream):
         """Agree on keys and check each other's certificates; set a deadline around it.
 
         On the side of a TLS 1.3 client this returns before the server has checked the client's certificate: a rejection
-        shows in the first `receive_some`.
+        shows in the first `receive_some`. After a failure `aclose` tells the peer why, by an alert.
 
         Raises:
             HandshakeFailed: the peer speaks no TLS, has no acceptable certificate, or went away.
         """
         with self._sending, self._receiving:
-            while True:
-                self._check_open()
-                try:
-                    self._tls.do_handshake()
-                except ssl.SSLWantReadError:
-                    await self._flush(HandshakeFailed)
-                    await self._fill(HandshakeFailed)
-                except ssl.SSLError as error:
-                    # The alert tells the peer why; it may be gone already.
-                    with trio.move_on_after(CLOSE_S), suppress(TlsError):
-                        await self._flush()
-                    raise HandshakeFailed(f"TLS handshake failed: {_explain(error)}") from None
-                else:
-                    break
+            while not self._advance():
+                await self._flush(HandshakeFailed)
+                await self._fill(HandshakeFailed)
             await self._flush(HandshakeFailed)
             if self._alpn and self.alpn() not in self._alpn:
                 raise HandshakeFailed(f"TLS handshake failed: no common protocol ({self.alpn() or 'none'} was agreed)")
-            self._established = True
+
+    def _advance(self) -> bool:
+        """Take the handshake as far as the data at hand allows; whether it is done."""
+        self._check_open()
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError as error:
+            raise HandshakeFailed(f"TLS handshake failed: {_explain(error)}") from None
+        return True
 
     async def receive_some(self, max_bytes: int | None = READ_BYTES) -> bytes:
         """Wait for data and return what has come, up to `max_bytes`; b"" once the peer has closed.
@@ -167,27 +169,27 @@ class TlsStream(trio.abc.Stream):
             while True:
                 self._check_open()
                 # Nothing is awaited between decrypting and returning: a cancellation finds no plaintext to lose.
+                data = self._decrypt(limit)
+                if data or self._ended:
+                    return data
                 if self._outgoing.pending and not self._wire.locked() and not self._broken:
                     await self._flush()
-                count = self._decrypt(limit)
-                if count or self._ended:
-                    return bytes(self._plain[:count])
                 await self._fill(Truncated)
 
-    def _decrypt(self, limit: int) -> int:
-        """Move the plaintext of what has arrived to the buffer; returns its length and notes the peer's goodbye."""
-        count = 0
+    def _decrypt(self, limit: int) -> bytes:
+        """The plaintext of what has arrived; notes the peer's goodbye."""
+        records: list[bytes] = []
         try:
-            while count < limit and not self._ended:
-                window = cast(bytearray, self._plain[count:limit])  # any writable buffer will do
-                got = cast(int, self._tls.read(limit - count, window))
-                self._ended = got == 0
-                count += got
+            while limit and not self._ended:
+                data = self._tls.read(min(limit, RECORD_BYTES))
+                self._ended = not data
+                records.append(data)
+                limit -= len(data)
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
             raise TlsError(f"TLS connection failed: {_explain(error)}") from None
-        return count
+        return records[0] if len(records) == 1 else b"".join(records)
 
     async def send_all(self, data: Buffer) -> None:
         """Send `data`; returns once the transport has taken all of it.
@@ -198,48 +200,54 @@ class TlsStream(trio.abc.Stream):
         await self.send_buffers((data,))
 
     async def send_buffers(self, buffers: Iterable[Buffer]) -> None:
-        """Send several buffers as if they were one, with as few records' flushes as one; otherwise as `send_all`."""
+        """Send several buffers as if they were one, small ones with one call of the transport; else as `send_all`."""
         with self._sending:
-            sent = False
-            for buffer in buffers:
-                with memoryview(buffer) as view, view.cast("B") as data:
-                    offset = 0
-                    while offset < len(data):
-                        offset += self._encrypt(data[offset : offset + WRITE_BYTES])
-                        if self._outgoing.pending >= WRITE_BYTES:
-                            await self._flush()
-                            sent = True
-            if self._outgoing.pending:
+            self._check_open()
+            if self._broken:
+                raise TlsError(_TORN)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                for buffer in buffers:
+                    await self._encrypt(buffer)
                 await self._flush()
-            elif not sent:
-                self._check_sendable()
-                await trio.lowlevel.checkpoint()
+            except BaseException:
+                # Some of it may be encrypted and some not: what follows could not be told from the missing part.
+                self._broken = True
+                raise
 
-    def _encrypt(self, data: memoryview) -> int:
-        self._check_sendable()
-        try:
-            return self._tls.write(data)
-        except ssl.SSLError as error:
-            raise TlsError(f"TLS connection failed: {_explain(error)}") from None
+    async def _encrypt(self, buffer: Buffer) -> None:
+        """Add a buffer to the ciphertext, which is sent on the way as often as it fills a batch."""
+        with memoryview(buffer) as view, view.cast("B") as data:
+            offset = 0
+            while offset < len(data):
+                self._check_open()
+                try:
+                    offset += self._tls.write(data[offset : offset + WRITE_BYTES])
+                except ssl.SSLError as error:
+                    raise TlsError(f"TLS connection failed: {_explain(error)}") from None
+                if self._outgoing.pending >= WRITE_BYTES:
+                    await self._flush()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` has a chance to make progress at once."""
         with self._sending:
-            self._check_sendable()
+            self._check_open()
             async with self._wire:
                 await self._transport.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
-        """Say goodbye under the key, wait no longer than `CLOSE_S` for that, and close the transport."""
+        """Say goodbye, or why there is no connection, for at most `CLOSE_S`; then close the transport."""
         if self._closed:
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
         try:
-            if self._established and not self._broken:
+            if not self._broken:
+                # During a handshake and after a failure this raises, and otherwise it would like to wait for the peer's
+                # goodbye. What there is to say from here, a goodbye or an alert, is in the buffer either way.
+                with suppress(ssl.SSLError):
+                    self._tls.unwrap()
                 with trio.move_on_after(CLOSE_S), suppress(TlsError, trio.ClosedResourceError):
-                    with suppress(ssl.SSLError):  # it would like to wait for the peer's goodbye; nobody does
-                        self._tls.unwrap()
                     await self._flush()
         finally:
             await self._transport.aclose()
@@ -257,16 +265,17 @@ class TlsStream(trio.abc.Stream):
         async with self._wire:
             while self._outgoing.pending:
                 if self._broken:
-                    raise failure("an earlier send broke off: this TLS stream cannot send any more")
+                    raise failure(_TORN)
                 data = self._outgoing.read()
                 self.bytes_out += len(data)
                 try:
                     await self._transport.send_all(data)
-                except BaseException as error:
-                    # Cancelled or failed: how much of it went out is unknown, and records must not have gaps.
+                except trio.BrokenResourceError as error:
                     self._broken = True
-                    if isinstance(error, trio.BrokenResourceError):
-                        raise failure(f"connection lost: {error.__cause__ or error}") from None
+                    raise failure(f"connection lost: {error.__cause__ or error}") from None
+                except BaseException:
+                    # Cancelled: how much of it went out is unknown, and records must not have gaps.
+                    self._broken = True
                     raise
 
     async def _fill(self, failure: type[TlsError]) -> None:
@@ -283,8 +292,3 @@ class TlsStream(trio.abc.Stream):
     def _check_open(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("this TLS stream was closed")
-
-    def _check_sendable(self) -> None:
-        self._check_open()
-        if self._broken:
-            raise TlsError("an earlier send broke off: this TLS stream cannot send any more")

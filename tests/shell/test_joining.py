@@ -189,6 +189,7 @@ async def test_an_answer_for_somebody_else_is_not_believed(
     ):
 
         async def admit(*arguments: object, answer: Welcome = welcome) -> Welcome:
+            await trio.lowlevel.checkpoint()
             return answer
 
         async with office(identity) as at:

@@ -173,6 +173,16 @@ async def test_a_cancelled_receive_loses_nothing(nodes: tuple[MeshNode, MeshNode
         assert await server.receive_some() == b"data"
 
 
+async def test_a_send_that_never_began_does_no_harm(nodes: tuple[MeshNode, MeshNode]) -> None:
+    async with joined(nodes) as (client, server):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await client.send_all(b"never said")
+        assert scope.cancelled_caught
+        await client.send_all(b"said")
+        assert await server.receive_some() == b"said"
+
+
 async def test_a_cancelled_send_ends_sending_only(nodes: tuple[MeshNode, MeshNode], autojump_clock: MockClock) -> None:
     client, server = await shake(*lockstep_stream_pair(), nodes[0].client(), nodes[1].server())
     with trio.move_on_after(1) as scope:

@@ -41,7 +41,7 @@ async def listening(serve: Callable[[trio.SocketStream], Awaitable[object]]) -> 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     host, port = listeners[0].socket.getsockname()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        await nursery.start(trio.serve_listeners, serve, listeners)
         yield Address(host, port)
         nursery.cancel_scope.cancel()
 
