@@ -19,6 +19,7 @@ from p2player import config, faults, listening
 from p2player.addresses import Address
 from p2player.control.application import build
 from p2player.control.server import BearerOnly, bind_loopback, bind_unix, read_token, serve_on
+from p2player.enrol import forget_identity
 from p2player.errors import P2PlayerError
 from p2player.log import Log
 from p2player.node import Node
@@ -66,8 +67,8 @@ def run_node(
             with suppress(FileNotFoundError):
                 state.control_socket.unlink()
         if node.left:
-            for folder in (state.identity, state.gossip):
-                shutil.rmtree(folder, ignore_errors=True)
+            forget_identity(state)
+            shutil.rmtree(state.gossip, ignore_errors=True)
     return 0
 
 

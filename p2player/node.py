@@ -87,6 +87,7 @@ class Node:
         self.upkeep: Upkeep
         self._presence: Presence
         self._gossip: GossipService
+        self._nursery: trio.Nursery
         self._handlers: dict[str, Handler] = {}
         self.stopping = trio.Event()
         self.left = False
@@ -125,7 +126,7 @@ class Node:
             )
             self._make_services(store, ledger, remembered)
 
-            nursery = await stack.enter_async_context(trio.open_nursery())
+            nursery = self._nursery = await stack.enter_async_context(trio.open_nursery())
             self.operations = Operations(nursery, log)
             nursery.start_soon(self._keep_remembering, remembered, gossip_state, ledger)
             try:
@@ -257,7 +258,7 @@ class Node:
             self.log.info("peer changed", name=new.name, state=new.state.value)
             self.events.emit("peer.changed", name=new.name, id=new.id, site=new.site, state=new.state.value)
         if authority is not None and new.state is MemberState.LEFT:
-            authority.release(new.id, time.time())
+            self._nursery.start_soon(trio.to_thread.run_sync, authority.release, new.id, time.time())
 
     def _on_ledger(self, changes: Changes) -> None:
         for name in changes.lost:

@@ -6,7 +6,7 @@ and so the peer, through TCP's own back-pressure.
 """
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -47,7 +47,7 @@ class ByteStream(Protocol):
     bytes_out: int
 
     async def receive_some(self, max_bytes: int = ...) -> bytes: ...
-    async def send_all(self, data: Buffer) -> None: ...
+    async def send_buffers(self, buffers: Iterable[Buffer]) -> None: ...
     async def aclose(self) -> None: ...
 
 
@@ -283,9 +283,8 @@ class Connection:
     async def _write(self) -> None:
         async for buffers in self._to_send:
             try:
-                for buffer in buffers:
-                    await self._out.spend(len(buffer))
-                    await self._stream.send_all(buffer)
+                await self._out.spend(sum(map(len, buffers)))
+                await self._stream.send_buffers(buffers)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self.close(f"sending failed: {error}")
                 return

@@ -7,6 +7,7 @@ never used to ask.
 """
 
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -19,13 +20,12 @@ from p2player import errors
 from p2player.faults import describe
 from p2player.log import Log
 from p2player.net.connection import Connection, Handler, Throttle
+from p2player.net.contexts import ALPN_PEER
+from p2player.net.handshake import accept, connect
 from p2player.net.tls import TlsStream
 from p2player.proto.frames import Buffer, Hello
 
-ALPN_PEER = "p2player/1"
-ALPN_JOIN = "p2player-join/1"
 DIAL_S = 8.0
-HANDSHAKE_S = 10.0
 IDLE_S = 60.0
 MAX_IDLE_PER_PEER = 2
 MAX_HANDSHAKES = 64
@@ -44,6 +44,7 @@ class Trust(Protocol):
     def client_context(self) -> ssl.SSLContext: ...
     def server_context(self) -> ssl.SSLContext: ...
     def peer_node_id(self, certificate_der: bytes) -> NodeId: ...
+    def check_valid(self, now: float) -> None: ...
 
 
 ServeJoin = Callable[[TlsStream, Address], Any]
@@ -192,28 +193,21 @@ class PeerPool:
         address = self._locate(node)
         if address is None:
             raise errors.Unreachable(f"no address is known for node {node[:12]}")
+        self._trust.check_valid(time.time())
         where = f"{address[0]}:{address[1]}"
         with trio.move_on_after(DIAL_S):
             try:
                 raw = await trio.open_tcp_stream(*address)
             except OSError as error:
                 raise errors.Unreachable(f"cannot reach {where}: {error}") from None
-            stream = TlsStream(raw, self._client_context, server_side=False, alpn=(ALPN_PEER,))
-            connection: Connection | None = None
-            try:
-                await stream.do_handshake()
-                certificate = stream.peer_certificate_der()
-                if certificate is None or self._trust.peer_node_id(certificate) != node:
-                    raise errors.Unreachable(f"{where} is not node {node[:12]}: its certificate names another")
-                connection = self._connection(stream, node, throttle_in, throttle_out)
-                assert self._nursery is not None
-                await self._nursery.start(self._run, connection)
-            except (OSError, trio.BrokenResourceError) as error:
-                raise errors.Unreachable(f"no session with {where}: {error}") from None
-            finally:
-                if connection is None:
-                    with trio.move_on_after(1, shield=True):
-                        await trio.aclose_forcefully(raw)
+            stream = await connect(raw, self._client_context)
+            certificate = stream.peer_certificate_der()
+            if certificate is None or self._trust.peer_node_id(certificate) != node:
+                await stream.aclose()
+                raise errors.Unreachable(f"{where} is not node {node[:12]}: its certificate names another")
+            connection = self._connection(stream, node, throttle_in, throttle_out)
+            assert self._nursery is not None
+            await self._nursery.start(self._run, connection)
             return connection
         raise errors.Unreachable(f"{where} did not answer within {DIAL_S:g} s")
 
@@ -260,23 +254,13 @@ class PeerPool:
 
     async def _greet(self, raw: trio.SocketStream) -> None:
         address: Address = raw.socket.getpeername()[:2]
-        stream = TlsStream(raw, self._server_context, server_side=True, alpn=(ALPN_PEER, ALPN_JOIN))
-        connection: Connection | None = None
-        try:
-            async with self._handshakes:
-                with trio.fail_after(HANDSHAKE_S):
-                    await stream.do_handshake()
-            if stream.alpn() == ALPN_JOIN:
-                if self._serve_join is not None:
-                    await self._serve_join(stream, address)
-                return
-            certificate = stream.peer_certificate_der()
-            if stream.alpn() != ALPN_PEER or certificate is None:
-                raise errors.Refused(f"{address[0]} shows no certificate of this mesh")
+        async with self._handshakes:
+            stream = await accept(raw, self._server_context)
+        certificate = stream.peer_certificate_der()
+        if stream.alpn() == ALPN_PEER and certificate is not None:
+            self._trust.check_valid(time.time())
             connection = self._connection(stream, self._trust.peer_node_id(certificate), None, None)
             with suppress(errors.Unreachable):  # its end is in the log of the connection already
                 await self._run(connection)
-        finally:
-            if connection is None:
-                with trio.move_on_after(1, shield=True):
-                    await stream.aclose()
+        elif self._serve_join is not None:
+            await self._serve_join(stream, address)

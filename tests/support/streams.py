@@ -1,5 +1,7 @@
 """Byte streams in memory, counted as TLS streams are."""
 
+from collections.abc import Iterable
+
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
 
@@ -20,6 +22,10 @@ class CountedStream:
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._send.send_all(data)
         self.bytes_out += len(data)
+
+    async def send_buffers(self, buffers: Iterable[bytes | bytearray | memoryview]) -> None:
+        for buffer in buffers:
+            await self.send_all(buffer)
 
     async def aclose(self) -> None:
         await self._send.aclose()
