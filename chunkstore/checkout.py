@@ -101,12 +101,12 @@ def checkout(
             if older is not None:
                 older.close()
         writer.make_links()
+        meter.finish()  # the last chance to cancel
         with writing(b""):
             root = staging.settle()
         writer.finish_folders(root)
         with writing(b""):
             staging.publish(writer.finish_top)
-    meter.finish()
     return CheckedOut(writer.made, size, dict(writer.attributes.skipped))
 
 

@@ -141,9 +141,8 @@ class _Pass:
             entries.extend(self._window(scan.paths[start : start + _WINDOW_FILES]))
         check_folders(self._source, scan)
         del scan
-        imported = self._ingest.finish(entries)
         self._meter.finish()
-        return imported
+        return self._ingest.finish(entries)
 
     def _window(self, paths: list[bytes]) -> Iterator[Entry]:
         """The entries of these paths. The chunks that the stat cache proposes for them are looked up together."""

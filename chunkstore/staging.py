@@ -2,16 +2,17 @@
 
 Theory of operation
 -------------------
-A checkout to DIR works in `.DIR.p2player-partial` beside it, which only its owner may enter, and takes its
-place in one rename when it is complete and on disk: whoever looks at DIR sees nothing, or everything. A
-killed checkout leaves the staging folder, and the next one goes on in it. A lock on the folder keeps a second
-checkout out.
+A checkout to DIR works in `.DIR.p2player-partial/tree` beside it. Nobody but its owner may enter the outer folder, so
+nobody meets the tree before it has its final attributes. When it is complete and on disk, one rename puts it in
+its place: whoever looks at DIR sees nothing, or everything. A killed checkout leaves the staging folder, and the
+next one goes on in it. A lock on the outer folder keeps a second checkout out.
 
-Where DIR exists and cannot be replaced (it is a mount point, some process works in it, or its parent may not
-be written), the staging folder lies inside DIR, and what is in it moves up at the end, entry by entry. That
+Where DIR exists and cannot be replaced (it is a mount point, some process works in it, or its parent may not be
+written), the staging folder lies inside DIR, and what is in the tree moves up at the end, entry by entry. That
 is not atomic, but it is resumed like the rest: entries that moved already are taken back first.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -29,6 +30,7 @@ from chunkstore.tree_errors import CheckoutRefused
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SUFFIX = b".p2player-partial"
+_TREE = b"tree"
 _MAX_NAME_BYTES = 255
 _MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -39,7 +41,7 @@ class Staging(Protocol):
     """A locked staging folder."""
 
     root: Beneath
-    """The folder itself."""
+    """The top folder of the tree."""
     resumed: bool
     """Whether it was there before, with whatever an earlier checkout left."""
 
@@ -68,7 +70,7 @@ class Staging(Protocol):
 
 
 def open_staging(dest: Path, manifest: Manifest) -> Staging:
-    """Find or make the staging folder for a checkout of `manifest` to `dest`.
+    """Find or make, and lock, the staging folder for a checkout of `manifest` to `dest`.
 
     Args:
         dest: absent or an empty folder; parents are made, symlinks followed.
@@ -84,6 +86,9 @@ def open_staging(dest: Path, manifest: Manifest) -> Staging:
     partial = b"." + name[: _MAX_NAME_BYTES - 1 - len(_SUFFIX)] + _SUFFIX
     try:
         os.makedirs(parent, exist_ok=True)
+    except OSError as error:
+        raise CheckoutRefused(place, f"its parent cannot be made: {error.strerror}") from None
+    try:
         exists = _check_place(place, partial, manifest)
         if exists and (partial in os.listdir(place) or not _is_replaceable(place, parent)):
             return _Inside(place, partial)
@@ -98,17 +103,22 @@ def open_staging(dest: Path, manifest: Manifest) -> Staging:
 
 
 class _Locked:
-    """A folder of our own, closed to others, found or made at `partial`."""
+    """The outer folder at `partial`, our own and closed to others, and the tree in it; both found or made."""
 
     def __init__(self, place: bytes, within: bytes, partial: bytes) -> None:
         self._place = place
         self._partial = partial
-        self._within = os.open(within, _OPEN & ~os.O_NOFOLLOW)
-        try:
-            self.root, self.resumed = self._open()
-        except BaseException:
-            os.close(self._within)
-            raise
+        with contextlib.ExitStack() as opened:
+            self._within = _opened(opened, within, None)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(partial, 0o700, dir_fd=self._within)
+            self._outer = _opened(opened, partial, self._within)
+            self._lock()
+            self.resumed = _has_tree(self._outer)
+            tree = _opened(opened, _TREE, self._outer)
+            strip_acls(tree)
+            opened.pop_all()
+        self.root = Beneath(tree)
 
     def __enter__(self) -> "_Locked":
         return self
@@ -120,38 +130,45 @@ class _Locked:
 
     def close(self) -> None:
         self.root.close()
+        os.close(self._outer)
         os.close(self._within)
 
-    def _open(self) -> tuple[Beneath, bool]:
-        resumed = False
+    def _lock(self) -> None:
+        if os.fstat(self._outer).st_uid != os.geteuid():
+            raise CheckoutRefused(self._place, "its staging folder belongs to somebody else")
         try:
-            os.mkdir(self._partial, 0o700, dir_fd=self._within)
-        except FileExistsError:
-            resumed = True
-        fd = os.open(self._partial, _OPEN, dir_fd=self._within)
-        try:
-            if os.fstat(fd).st_uid != os.geteuid():
-                raise CheckoutRefused(self._place, "its staging folder belongs to somebody else")
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CheckoutRefused(self._place, "another checkout is writing to it") from None
-            self._check_still_there(fd)
-            os.fchmod(fd, 0o700)
-            strip_acls(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        return Beneath(fd), resumed
+            fcntl.flock(self._outer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckoutRefused(self._place, "another checkout is writing to it") from None
+        status = os.stat(self._partial, dir_fd=self._within, follow_symlinks=False)
+        if not os.path.samestat(status, os.fstat(self._outer)):  # published by another checkout since it was opened
+            raise CheckoutRefused(self._place, "another checkout was writing to it")
+        os.fchmod(self._outer, 0o700)
+        strip_acls(self._outer)
 
-    def _check_still_there(self, fd: int) -> None:
-        """Another checkout may have published, or a stranger moved, the folder since it was opened."""
-        try:
-            status = os.stat(self._partial, dir_fd=self._within, follow_symlinks=False)
-        except FileNotFoundError:
-            status = None
-        if status is None or not os.path.samestat(status, os.fstat(fd)):
-            raise CheckoutRefused(self._place, "its staging folder was moved away")
+    def _remove(self) -> None:
+        """The outer folder has served; it stays if somebody put something into it."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self._partial, dir_fd=self._within)
+
+
+def _opened(stack: contextlib.ExitStack, name: bytes, folder: int | None) -> int:
+    """Open a folder; the stack closes it. Only the first, which the user named, may be a symlink."""
+    fd = os.open(name, _OPEN if folder is not None else _OPEN & ~os.O_NOFOLLOW, dir_fd=folder)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _has_tree(outer: int) -> bool:
+    """Find or make the tree's top folder, open to us whatever its attributes were; tells whether it was there."""
+    try:
+        os.mkdir(_TREE, 0o700, dir_fd=outer)
+    except FileExistsError:
+        with handle(_TREE, outer) as file:
+            if stat.S_ISDIR(os.stat(file).st_mode):
+                os.chmod(file, 0o700)
+        return True
+    return False
 
 
 class _Beside(_Locked):
@@ -167,17 +184,27 @@ class _Beside(_Locked):
         return self.root
 
     def publish(self, finish_top: Callable[[int], None]) -> None:
-        finish_top(self.root.root)
-        sync_filesystem(self.root.root)
-        self._check_still_there(self.root.root)
-        name = os.path.basename(self._place)
+        tree = self.root.root
+        finish_top(tree)
+        sync_filesystem(tree)
         try:
-            os.rename(self._partial, name, src_dir_fd=self._within, dst_dir_fd=self._within)
+            self._rename(tree)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY):
                 raise CheckoutRefused(self._place, "it is no longer an empty folder") from None
             raise
         os.fsync(self._within)
+        self._remove()
+
+    def _rename(self, tree: int) -> None:
+        name = os.path.basename(self._place)
+        try:
+            os.rename(_TREE, name, src_dir_fd=self._outer, dst_dir_fd=self._within)
+        except PermissionError:  # an ordinary user must be able to write to a folder that moves to another parent
+            mode = stat.S_IMODE(os.fstat(tree).st_mode)
+            os.fchmod(tree, mode | stat.S_IWUSR)
+            os.rename(_TREE, name, src_dir_fd=self._outer, dst_dir_fd=self._within)
+            os.fchmod(tree, mode)
 
 
 class _Inside(_Locked):
@@ -217,7 +244,8 @@ class _Inside(_Locked):
         return self._final
 
     def publish(self, finish_top: Callable[[int], None]) -> None:
-        os.rmdir(self._partial, dir_fd=self._within)
+        os.rmdir(_TREE, dir_fd=self._outer)
+        self._remove()
         finish_top(self._within)
         sync_filesystem(self._within)
 

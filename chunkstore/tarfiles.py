@@ -77,9 +77,8 @@ def import_tar(content: Content, path: Path, *, progress: Progress | None = None
             raise SourceUnsupported(place, f"{where}{error}") from None
         if looks(os.fstat(file.fileno())) != looks(before):
             raise TreeChanged(place)
-        imported = ingest.finish(builder.entries())
         builder.position.meter.finish()
-        return imported
+        return ingest.finish(builder.entries())
 
 
 class _Position:
