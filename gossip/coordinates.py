@@ -28,7 +28,7 @@ DIMENSIONS: Final = 4
 MAX_RTT_S: Final = 10.0
 MAX_STEP_S: Final = 0.1
 MIN_HEIGHT_S: Final = 10e-6
-FIRST_HEIGHT_S: Final = 1e-3  # heights grow by a share of themselves, so from near zero they would hardly grow at all
+FIRST_HEIGHT_S: Final = 2.0**-10  # from near zero it would hardly grow, as it grows by a share of itself
 MAX_ERROR: Final = 1.5
 MIN_ERROR: Final = 0.01
 

@@ -249,9 +249,13 @@ class Membership:
         self._sign_beyond(record.incarnation)
 
     def _defend(self, accused_incarnation: int) -> None:
-        if not self.record.left and accused_incarnation == self.record.incarnation:
+        if self.record.left or accused_incarnation > self.record.incarnation:
+            return
+        if accused_incarnation == self.record.incarnation:
             self._health.adjust(1)
             self._sign_beyond(accused_incarnation)
+        else:  # refuted already, but the accuser has not heard of it
+            self._queue.put(self.id, encode(self.record))
 
     def _sign_beyond(self, incarnation: int) -> None:
         self.record = self._local.record(incarnation + 1)

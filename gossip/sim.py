@@ -9,19 +9,17 @@ whenever the same things happened in the same order. Leaving a `with Simulation(
 seed to it.
 
 The network delays each packet by what the places of the two nodes demand plus jitter, and loses some. Exchanges and
-TCP pings take two round trips and are not lost, but fail where a packet could not get through. Clocks of nodes may be
-off and run fast or slow. Keys are pretended: a signature is a hash, so that a thousand nodes cost no cryptography;
-what may be believed is the same as with real ones, as the packets are not sealed but name their sender.
+TCP pings take two round trips and are not lost, but fail where nothing gets through. Clocks of nodes may be off, and
+run fast or slow. Keys are pretended, and packets are not sealed but name their sender: see `gossip.simnet`.
 """
 
 import heapq
 import itertools
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from math import hypot, sqrt
+from math import inf
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from blake3 import blake3
 
@@ -41,81 +39,11 @@ from gossip.events import (
 )
 from gossip.messages import MemberState, NodeId
 from gossip.probing import Address
-from gossip.records import LocalNode
+from gossip.simnet import Network, Sighting, SimNode, Skew, pretend_verify
 from gossip.state import GossipState
 from gossip.table import MemberChanged
 
-_UDP_PORT: Final = 7420
-_DIAGONAL: Final = sqrt(2.0)
-
-
-def pretend_sign(public_key: bytes) -> Callable[[bytes], bytes]:
-    """Signs as the owner of `public_key`, for `pretend_verify`."""
-    return lambda data: blake3(data, key=public_key).digest(length=64)
-
-
-def pretend_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
-    """Checks what `pretend_sign` made."""
-    return blake3(data, key=public_key).digest(length=64) == signature
-
-
-@dataclass(slots=True)
-class Network:
-    """How packets fare; change it at any time.
-
-    Attributes:
-        latency_s: one way between neighbours.
-        distance_s: one way between opposite corners of the square that nodes are placed on, on top of that.
-        jitter_s: added to each packet, uniform from zero.
-        loss: part of the packets that never arrive.
-    """
-
-    latency_s: float = 0.0005
-    distance_s: float = 0.0
-    jitter_s: float = 0.0005
-    loss: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Skew:
-    """A node's clock: `now * rate + offset_s`."""
-
-    offset_s: float = 0.0
-    rate: float = 1.0
-
-
-@dataclass(slots=True)
-class SimNode:
-    """One node of the simulation; `state` is replaced when it restarts, None while it is down."""
-
-    name: str
-    number: int
-    public_key: bytes
-    place: tuple[float, float]
-    host: str
-    skew: Skew
-    id: NodeId
-    state: GossipState | None = None
-    kept: dict[str, Any] | None = None
-    boots: int = 0
-    island: int = 0
-    stalled_until: float = 0.0
-    timer_at: float | None = None
-
-    @property
-    def is_up(self) -> bool:
-        """Whether its process runs."""
-        return self.state is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """At `at`, `observer` changed its mind about `subject`."""
-
-    at: float
-    observer: str
-    subject: str
-    state: MemberState
+_ROUNDING_S: Final = 1e-6  # between a node's clock and ours, and back
 
 
 class Simulation:
@@ -162,14 +90,13 @@ class Simulation:
 
     # What tests arrange
 
-    def add(self, name: str, *, site: str = "", skew: Skew | None = None) -> SimNode:
+    def add(self, name: str, *, skew: Skew | None = None) -> SimNode:
         """A new node, not started yet, at a random place of the unit square."""
         number = len(self.nodes)
         public_key = blake3(f"{self.seed}/{name}".encode()).digest()
         place = (self._rng.random(), self._rng.random())
-        local = self._local(name, site, f"10.0.{number >> 8}.{number & 255}", public_key, b"\0" * 8)
-        node = SimNode(name, number, public_key, place, local.host, skew or Skew(), local.id)
-        self.nodes[name] = self._by_id[node.id] = self._by_address[node.host, _UDP_PORT] = node
+        node = SimNode(name, number, public_key, place, f"10.0.{number >> 8}.{number & 255}", skew or Skew())
+        self.nodes[name] = self._by_id[node.id] = self._by_address[node.address] = node
         return node
 
     def start(self, name: str, seeds: Iterable[str] = (), *, config: GossipConfig | None = None) -> None:
@@ -177,17 +104,16 @@ class Simulation:
         node = self.nodes[name]
         assert node.state is None, f"{name} is up"
         node.boots += 1
-        boot_id = blake3(f"{name}/{node.boots}".encode()).digest(length=8)
         node.state = GossipState(
-            self._local(name, "", node.host, node.public_key, boot_id),
+            node.local(),
             verify=pretend_verify,
             rng=random.Random(self._rng.getrandbits(64)),
-            now=self._clock(node),
+            now=node.clock(self.now),
             config=config or self.config,
             restored=node.kept,
         )
         node.stalled_until = self.now
-        addresses = tuple((self.nodes[seed].host, _UDP_PORT) for seed in seeds)
+        addresses = tuple(self.nodes[seed].address for seed in seeds)
         self._feed(node, JoinSeeds(addresses) if addresses else Tick())
 
     def start_mesh(self, count: int) -> list[str]:
@@ -211,7 +137,7 @@ class Simulation:
     def crash(self, name: str) -> None:
         """Stop a node without a word; what it knows is kept for `start`."""
         node = self.nodes[name]
-        node.kept = self._state(name).snapshot(self._clock(node))
+        node.kept = self._state(name).snapshot(node.clock(self.now))
         node.state = None
         node.timer_at = None
 
@@ -224,9 +150,9 @@ class Simulation:
         """Give a node that is down another address."""
         node = self.nodes[name]
         assert node.state is None, f"{name} is up"
-        del self._by_address[node.host, _UDP_PORT]
+        del self._by_address[node.address]
         node.host = host
-        self._by_address[host, _UDP_PORT] = node
+        self._by_address[node.address] = node
 
     def stall(self, name: str, seconds: float) -> None:
         """Let a node stand still, as an overloaded machine does: what comes in waits."""
@@ -284,7 +210,7 @@ class Simulation:
         return all(
             self.state_of(node.name, subject) is state
             for node in self.nodes.values()
-            if node.is_up and node.name != subject
+            if node.state is not None and node.name != subject
         )
 
     def converged(self) -> bool:
@@ -301,6 +227,10 @@ class Simulation:
             for sighting in self.sightings
             if sighting.state is MemberState.DEAD and subject in (None, sighting.subject)
         ]
+
+    def round_trip_s(self, a: str, b: str) -> float:
+        """What a ping between two nodes takes on average."""
+        return 2 * self.network.path_s(self.nodes[a], self.nodes[b]) + self.network.jitter_s
 
     def digest(self) -> str:
         """The same for two runs in which the same things happened in the same order."""
@@ -327,22 +257,21 @@ class Simulation:
         self.packet_bytes += len(payload)
         self.largest_packet = max(self.largest_packet, len(payload))
         target = self._by_address.get(addr)
-        if target is None or self._rng.random() < self.network.loss or not self._is_connected(source, target):
+        if target is None or self.network.loses(source, target, self._rng):
             return
         assert source.state is not None
-        boot_id = blake3(f"{source.name}/{source.boots}".encode()).digest(length=8)
-        packet = PacketReceived(source.id, boot_id, (source.host, _UDP_PORT), payload)
+        packet = PacketReceived(source.state.id, source.boot_id, source.address, payload)
         self.at(self.now + self._delay_s(source, target), lambda: self._feed(target, packet))
 
     def _exchange(self, source: SimNode, target: SimNode) -> None:
         """A session is dialled, then each side sends its half; the answer is lost if something fails meanwhile."""
 
         def ask() -> None:
-            if source.state is None or target.state is None or not self._is_connected(source, target):
+            if source.state is None or target.state is None or not self.network.connects(source, target):
                 return
-            body = source.state.exchange_body(self._clock(source))
-            answer = target.state.exchange_body(self._clock(target))
+            body = source.state.exchange_body(source.clock(self.now))
             self._feed(target, ExchangeReceived(source.id, body))
+            answer = target.state.exchange_body(target.clock(self.now))
             delay_s = self._delay_s(target, source)
             self.at(self.now + delay_s, lambda: self._feed(source, ExchangeReceived(target.id, answer)))
 
@@ -350,24 +279,17 @@ class Simulation:
 
     def _tcp_ping(self, source: SimNode, target: SimNode) -> None:
         def answer() -> None:
-            if target.state is not None and target.stalled_until <= self.now and self._is_connected(source, target):
+            if target.state is not None and target.stalled_until <= self.now and self.network.connects(source, target):
                 self._feed(source, TcpPingAnswered(target.id))
 
         self.at(self.now + 4 * self._delay_s(source, target), answer)
 
-    def _is_connected(self, a: SimNode, b: SimNode) -> bool:
-        return a.island == b.island
-
     def _delay_s(self, a: SimNode, b: SimNode) -> float:
-        """One way; symmetric but for the jitter."""
-        (ax, ay), (bx, by) = a.place, b.place
-        far = hypot(ax - bx, ay - by) / _DIAGONAL
-        network = self.network
-        return network.latency_s + far * network.distance_s + self._rng.random() * network.jitter_s
+        return self.network.delay_s(a, b, self._rng)
 
     # Nodes
 
-    def _feed(self, node: SimNode, event: Event) -> None:
+    def _feed(self, node: SimNode, event: Event, *, not_before: float = -inf) -> None:
         if node.state is None:
             return
         if node.stalled_until > self.now:
@@ -376,7 +298,7 @@ class Simulation:
         self._hash.update(f"{self.now:.9f} {node.number} {type(event).__name__}".encode())
         if isinstance(event, PacketReceived):
             self._hash.update(event.payload)
-        self._perform(node, node.state.handle(event, self._clock(node)))
+        self._perform(node, node.state.handle(event, max(node.clock(self.now), not_before)))
         self._arm(node)
 
     def _arm(self, node: SimNode) -> None:
@@ -385,7 +307,7 @@ class Simulation:
         deadline = node.state.next_deadline()
         if deadline is None:
             return
-        at = max(self.now, (deadline - node.skew.offset_s) / node.skew.rate)
+        at = max(self.now, node.when(deadline))
         if node.timer_at is not None and node.timer_at <= at:
             return
         node.timer_at = at
@@ -395,25 +317,18 @@ class Simulation:
         if node.state is None or node.timer_at != at:
             return
         if node.stalled_until > self.now:
-            # Behind what waits for it: a process that wakes up reads its clock and its socket in no certain order.
+            # Among what waits for it: a process that wakes up reads its clock and its socket in no certain order.
             node.timer_at = node.stalled_until
             self.at(node.stalled_until, lambda: self._on_timer(node, node.stalled_until))
             return
         node.timer_at = None
         deadline = node.state.next_deadline()
-        if deadline is not None and deadline <= self._clock(node) + 1e-9:
-            self._feed(node, Tick())
+        if deadline is not None and deadline <= node.clock(self.now) + _ROUNDING_S:
+            self._feed(node, Tick(), not_before=deadline)
         else:
             self._arm(node)
-
-    def _clock(self, node: SimNode) -> float:
-        return self.now * node.skew.rate + node.skew.offset_s
 
     def _state(self, name: str) -> GossipState:
         state = self.nodes[name].state
         assert state is not None, f"{name} is down"
         return state
-
-    @staticmethod
-    def _local(name: str, site: str, host: str, public_key: bytes, boot_id: bytes) -> LocalNode:
-        return LocalNode(name, site, host, _UDP_PORT, "1.0", public_key, boot_id, pretend_sign(public_key))

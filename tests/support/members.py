@@ -3,7 +3,7 @@
 from blake3 import blake3
 
 from gossip.records import LocalNode, Record
-from gossip.sim import pretend_sign
+from gossip.simnet import pretend_sign
 
 
 def local_node(name: str, *, boot: int = 1, host: str = "", port: int = 7420, site: str = "lab") -> LocalNode:

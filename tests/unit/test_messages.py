@@ -22,7 +22,7 @@ from gossip.records import (
     Record,
     decode_record,
 )
-from gossip.sim import pretend_sign, pretend_verify
+from gossip.simnet import pretend_sign, pretend_verify
 from gossip.wire import MAX_MESSAGES, MAX_PAYLOAD_BYTES, Message, decode, encode
 from tests.support.members import local_node, record
 
