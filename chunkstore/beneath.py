@@ -64,7 +64,7 @@ class Beneath:
             os.close(self._kept.popitem()[1])
 
     def folder(self, path: bytes) -> int:
-        """The descriptor of the folder at `path`, open for reading; valid until the next call.
+        """The descriptor of the folder at `path`, open for reading; it stays open for the next few calls.
 
         Raises:
             OSError: there is no folder, or a component of its path is a symlink.

@@ -7,10 +7,10 @@ bytewise order, which is the order of the manifest and of the chunks on disk: at
 files are cut into chunks and handed to `ingest`. Nothing is followed on the way: no symlink, no path that was
 swapped for one. Mount points are descended into like folders.
 
-The result describes one moment or there is none. A file must have the same size and times after it was read
-as before; otherwise it is read again, three times at most. At the end every folder must look as it did in the
-scan; otherwise the whole pass is repeated, three times at most, and what has not changed is not read again if
-there is a stat cache. A tree that never rests is an error that names the path.
+Every file is taken in one state: it must have the same size and times after it was read as before, otherwise
+it is read again, three times at most. And no name comes or goes meanwhile: at the end every folder must look as
+it did in the scan, otherwise the whole pass is repeated, three times at most; what has not changed is not read
+again if there is a stat cache. A tree that never rests is an error that names the path.
 
 Files are taken in windows of some hundred, so that one question to the content covers all chunks that the
 stat cache proposes.
@@ -130,7 +130,7 @@ class _Pass:
         self._memory = memory
         self._meter = Meter(None, 0)
         self._first_names: dict[tuple[int, int], bytes] = {}
-        self._euid = os.geteuid()
+        self._shared: dict[int, int] = {}  # one object for each mode and owner instead of one for each entry
 
     def run(self, progress: Progress | None) -> Imported:
         """Scan, read everything, check that nothing moved, store the manifest."""
@@ -165,7 +165,7 @@ class _Pass:
         kind = _KINDS[stat.S_IFMT(status.st_mode)]
         if kind is Kind.DIRECTORY:
             with self._source.blame(path):
-                return _described(path, kind, status, read_xattrs(self._root.folder(path)))
+                return self._described(path, kind, status, read_xattrs(self._root.folder(path)))
         if status.st_nlink > 1:
             first = self._first_names.setdefault((status.st_dev, status.st_ino), path)
             if first != path:
@@ -176,7 +176,7 @@ class _Pass:
             status, known = self._read(path)
         else:
             self._meter.advance(status.st_size)
-        return _described(path, kind, status, known.xattrs, known.table)
+        return self._described(path, kind, status, known.xattrs, known.table)
 
     def _special(self, path: bytes, kind: Kind, status: os.stat_result) -> Entry:
         with self._source.blame(path):
@@ -184,7 +184,7 @@ class _Pass:
             with handle(name, folder) as file:
                 xattrs = read_xattrs(file)
             target = os.readlink(name, dir_fd=folder) if kind is Kind.SYMLINK else b""
-        return _described(path, kind, status, xattrs, target=target)
+        return self._described(path, kind, status, xattrs, target=target)
 
     def _read(self, path: bytes) -> tuple[os.stat_result, Remembered]:
         """Read a regular file until it holds still."""
@@ -226,12 +226,19 @@ class _Pass:
                 raise
             return os.open(name, _OPEN, dir_fd=folder)
 
-
-def _described(
-    path: bytes, kind: Kind, status: os.stat_result, xattrs: Xattrs, table: bytes = b"", *, target: bytes = b""
-) -> Entry:
-    device = (0, 0)
-    if kind in (Kind.CHARACTER, Kind.BLOCK):
-        device = (os.major(status.st_rdev), os.minor(status.st_rdev))
-    mode = 0o777 if kind is Kind.SYMLINK else stat.S_IMODE(status.st_mode)
-    return Entry(path, kind, mode, status.st_uid, status.st_gid, status.st_mtime_ns, xattrs, table, target, device)
+    def _described(
+        self,
+        path: bytes,
+        kind: Kind,
+        status: os.stat_result,
+        xattrs: Xattrs,
+        table: bytes = b"",
+        *,
+        target: bytes = b"",
+    ) -> Entry:
+        device = (0, 0)
+        if kind in (Kind.CHARACTER, Kind.BLOCK):
+            device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+        mode = 0o777 if kind is Kind.SYMLINK else stat.S_IMODE(status.st_mode)
+        mode, uid, gid = (self._shared.setdefault(number, number) for number in (mode, status.st_uid, status.st_gid))
+        return Entry(path, kind, mode, uid, gid, status.st_mtime_ns, xattrs, table, target, device)

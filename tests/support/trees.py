@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 ROOT = os.geteuid() == 0
 ORDINARY_USER = 65534
+_READABLE = {} if ROOT else {"file": 0o400, "folder": 0o500}
+"""What an ordinary user needs to import what they have made."""
 SECOND = 10**9
 
 Attributes = tuple[int, int, int, int, tuple[tuple[str, bytes], ...]]
@@ -43,7 +45,7 @@ def content(pieces: tuple[tuple[int, int], ...]) -> bytes:
 
 
 def build(path: bytes, node: Node) -> None:
-    """Make `node` at `path`, which is absent. Hard links refer to a sibling that comes before them."""
+    """Make `node` at `path`, which is absent. A hard link refers to a sibling that comes before it."""
     if node.kind == "folder":
         os.mkdir(path, 0o700)
         for name, child in node.children:
@@ -70,7 +72,7 @@ def build(path: bytes, node: Node) -> None:
         for xattr, value in node.xattrs:
             os.setxattr(path, xattr, value)
     if node.kind != "symlink":
-        os.chmod(path, node.mode)
+        os.chmod(path, node.mode | _READABLE.get(node.kind, 0))
     os.utime(path, ns=(0, node.mtime_ns), follow_symlinks=False)
 
 
@@ -194,8 +196,7 @@ pieces = st.lists(
 xattrs = st.dictionaries(
     st.sampled_from(("user.a", "user.b", "user.n\u00e4me")), st.binary(max_size=40), max_size=2
 ).map(lambda found: tuple(sorted(found.items())))
-file_modes = st.integers(0, 0o7777).map(lambda mode: mode | (0 if ROOT else 0o400))
-folder_modes = st.integers(0, 0o7777).map(lambda mode: mode | (0 if ROOT else 0o500))
+modes = st.integers(0, 0o7777)
 
 
 @st.composite
@@ -210,16 +211,16 @@ def folders(draw: st.DrawFn, depth: int = 3, least: int = 2) -> Node:
         if kind == "folder":
             children[name] = draw(folders(depth - 1, 0))
         elif kind == "file":
-            children[name] = Node(kind, draw(file_modes), owner, mtime_ns, draw(pieces), xattrs=draw(xattrs))
+            children[name] = Node(kind, draw(modes), owner, mtime_ns, draw(pieces), xattrs=draw(xattrs))
         elif kind == "symlink":
             children[name] = Node(kind, 0o777, owner, mtime_ns, target=draw(st.sampled_from(_TARGETS)))
         elif kind == "hardlink":
             children[name] = Node(kind, target=draw(st.sampled_from(linkable)))
         else:
-            children[name] = Node(kind, draw(file_modes), owner, mtime_ns)
+            children[name] = Node(kind, draw(modes), owner, mtime_ns)
     return Node(
         "folder",
-        draw(folder_modes),
+        draw(modes),
         draw(owners),
         draw(times),
         xattrs=draw(xattrs),
