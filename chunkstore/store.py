@@ -189,7 +189,7 @@ class ChunkStore:
             self._files.flush()
             if files:
                 self._packs.sync(files)
-            if files or self._index.unsynced:
+            if files or self._index.unsynced or end != self._index.mark:
                 self._index.move_mark(end)
 
     def _add(self, batch: list[Group]) -> int:

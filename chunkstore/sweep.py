@@ -164,6 +164,7 @@ class Sweep:
             done += sizes[pack]
             if progress:
                 progress(done, total)
+        self._commit()  # what was moved is durable already: let the mark say so
         return freed, deleted
 
     def _empty(self, pack: int) -> int | None:

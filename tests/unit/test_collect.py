@@ -1,5 +1,6 @@
 """Garbage collection: the pure plan, then what its execution spares, frees and survives."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,6 +181,19 @@ def test_what_is_spared_and_what_is_not(store: ChunkStore, clock: Clock) -> None
     store.collect(GcPolicy())
     assert left(store, CHUNKS) == ids_of(CHUNKS[0:4])
     assert left(store, young) == []
+
+
+def test_a_layer_whose_manifest_is_kept_loses_bits(store: ChunkStore) -> None:
+    add_each(store, CHUNKS, 4)
+    layer = put_layer(store, CHUNKS[:10])
+    record = store.layer(layer)
+    assert record is not None
+    assert store.holding(layer) == (10, 10)
+    store.lease([*record.manifest_chunks, *ids_of(CHUNKS[:3])], 60, "session")
+    store.drop_layer(layer)
+    store.collect(GcPolicy())
+    assert store.holding(layer) == (3, 10)
+    assert store.bitmap(layer) == bytes([0b0000_0111, 0])
 
 
 def test_leases_survive_a_restart_and_young_chunks_do_not(store: ChunkStore, tmp_path: Path, clock: Clock) -> None:
@@ -371,27 +385,39 @@ def test_damaged_and_swept_chunks_are_no_longer_suspect(store: ChunkStore, tmp_p
     assert store.stats().suspects == 0
 
 
-def test_a_kill_at_any_point_loses_nothing_protected(
-    store: ChunkStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", ["kill", "power cut"])
+def test_an_end_at_any_point_loses_nothing_protected(
+    store: ChunkStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     chunks = CHUNKS[:18]
     add_each(store, chunks, 2)
     kept = put_layer(store, chunks[::3], tag="kept")
     dropped = put_layer(store, chunks, tag="dropped")
     store.drop_layer(dropped)
+    store.commit()
+    synced = {path.name: path.stat().st_size for path in (tmp_path / "store" / "packs").iterdir()}
     copies: list[Path] = []
+    fdatasync = os.fdatasync
 
-    def kill_here() -> None:
-        copies.append(crash_copy(tmp_path / "store", tmp_path / f"killed{len(copies)}"))
+    def sync(fd: int) -> None:
+        fdatasync(fd)
+        synced[Path(f"/proc/self/fd/{fd}").readlink().name] = os.fstat(fd).st_size
+
+    def end_here() -> None:
+        copy = crash_copy(tmp_path / "store", tmp_path / f"ended{len(copies)}")
+        copies.append(copy)
+        if end == "power cut":
+            for path in (copy / "packs").iterdir():
+                os.truncate(path, min(path.stat().st_size, synced.get(path.name, 0)))
 
     def around(owner: type, name: str) -> None:
         """Take a copy before and after each call of a method."""
         method: Callable[..., object] = getattr(owner, name)
 
         def watched(*args: object, **named: object) -> object:
-            kill_here()
+            end_here()
             result = method(*args, **named)
-            kill_here()
+            end_here()
             return result
 
         monkeypatch.setattr(owner, name, watched)
@@ -401,12 +427,13 @@ def test_a_kill_at_any_point_loses_nothing_protected(
     leave = Index.write
 
     def write(self: Index, *, durable: bool = False) -> object:
-        kill_here()
+        end_here()
         return leave(self, durable=durable)
 
     monkeypatch.setattr(Index, "write", write)
+    monkeypatch.setattr(os, "fdatasync", sync)
     store.collect(GcPolicy(rewrite_below=1.0))
-    kill_here()
+    end_here()
     monkeypatch.undo()
     assert len(copies) > 15
     for copy in copies:

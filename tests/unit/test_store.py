@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from chunkstore.errors import (
     StoreClosed,
     StoreDamaged,
 )
+from chunkstore.holdings import Holdings
 from chunkstore.packs import PackFiles
 from chunkstore.records import at, offset_of, record_bytes
 from chunkstore.store import ChunkStore, GcPolicy
@@ -141,6 +143,25 @@ def test_an_index_without_room_leaves_no_orphans(store: ChunkStore, monkeypatch:
     assert store.stats().stored_bytes == before
     assert store.add([pack(CHUNKS)]) == 35 * 3000
     assert serve_all(store, ids_of(CHUNKS)) == dict(CHUNKS)
+
+
+def test_a_failed_add_leaves_no_bits(store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = put_layer(store, CHUNKS)
+    assert store.holding(layer) == (0, 40)
+    arrived = Holdings.arrived
+
+    def fail(*args: Any) -> None:
+        arrived(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Holdings, "arrived", fail)
+        with pytest.raises(KeyboardInterrupt):
+            store.add([pack(CHUNKS)])
+    assert store.holding(layer) == (0, 40)
+    assert store.missing(ids_of(CHUNKS)) == set(ids_of(CHUNKS))
+    store.add([pack(CHUNKS)])
+    assert store.holding(layer) == (40, 40)
 
 
 # -- opening
@@ -303,6 +324,7 @@ def test_a_lost_index_is_rebuilt(reopen: Callable[..., ChunkStore], tmp_path: Pa
 KILLED = """
 import sys
 from pathlib import Path
+from typing import Any
 from chunkstore.store import ChunkStore
 from tests.support.content import groups_of, make_chunks
 
@@ -529,6 +551,7 @@ def test_the_manifest_must_be_here(store: ChunkStore) -> None:
 def test_putting_a_layer_again_renews_it(store: ChunkStore, clock: Clock) -> None:
     store.add(pack_all(CHUNKS))
     id = put_layer(store, CHUNKS[:20])
+    assert store.holding(id) == (20, 20)
     added_s = clock.now
     clock.now += 10
     put_layer(store, CHUNKS[:20], hold=False)

@@ -154,6 +154,8 @@ def test_unmarked_payloads_are_verified_when_opened(vault: Vault, tmp_path: Path
     with (copy / "sealed").open("r+b") as file:  # a power cut kept the table but not all of the payload
         file.seek(end - 100)
         file.write(bytes(100))
+    with reopened(copy) as again:
+        assert again.missing(ids_of(CHUNKS)) == set(ids_of(CHUNKS[4:8])), "it is known before anybody reads"
     assert contents(copy) == dict(CHUNKS[:4] + CHUNKS[8:])
 
 
