@@ -31,5 +31,5 @@ The ledger: what the mesh knows beyond membership
 
     sim          a whole mesh under a seed; simnet: its nodes and network
 
-A reader starts with `messages`, `membership` and `state`. `docs/protocol.md` has the bytes.
+A reader starts with `messages`, `membership` and `state`.
 """

@@ -74,7 +74,7 @@ WAN: Final = GossipConfig(
     push_pull_interval_s=60.0,
     reconnect_interval_s=20.0,
 )
-"""Sites far apart, lossy links: a dead node is noticed in about 15-20 s."""
+"""Sites far apart, lossy links: a dead node is noticed in about 20 s."""
 
 LOCAL: Final = GossipConfig(
     probe_interval_s=0.4,

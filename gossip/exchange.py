@@ -18,7 +18,8 @@ from gossip.messages import MemberState
 from gossip.records import MAX_INCARNATION, Record, decode_record
 from gossip.table import MemberTable
 
-MAX_ROWS: Final = 8192
+MAX_ROWS: Final = 4097
+"""The members that `GossipConfig` allows, and the teller."""
 _FORMAT: Final = 1
 _STATES: Final = {state.value: state for state in MemberState}
 

@@ -266,6 +266,7 @@ class Membership:
     def _admit(self, record: Record, state: MemberState, since: float) -> Row | None:
         if record.node in self._banned:
             return None
+        self._table.require_room()
         record.check(self._verify)
         row = Row(record, state, since)
         self._table.add(row)

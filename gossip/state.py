@@ -257,6 +257,8 @@ class GossipState:
                     out.append(self._compose.answer(seq, packet, introduce=target == ANYONE))
             case PingReq(seq, target) if target == self.id:
                 out.append(self._compose.answer(seq, packet, introduce=False))
+            case PingReq(seq, target) if (row := self._table.get(target)) is not None and row.record.left:
+                out.append(self._compose.packet(packet.addr, Nack(seq), row.record))  # the asker has not heard of it
             case PingReq():
                 for step in self._prober.relay(message, packet.addr, now):
                     out += self._outputs_of(step, now)
@@ -350,9 +352,10 @@ class GossipState:
     def _report_changes(self, out: list[Output]) -> None:
         changes, self._table.changes = self._table.changes, []
         for change in changes:
-            was_live = isinstance(change, MemberChanged) and change.old is not None and change.old.state in _LIVE
-            if isinstance(change, MemberChanged) and change.new.id in self._table.live and not was_live:
-                self._prober.add(change.new.id)
+            if isinstance(change, MemberChanged) and change.new.id in self._table.live:
+                was_live = change.old is not None and change.old.state in _LIVE
+                if not was_live:
+                    self._prober.add(change.new.id)
         out += changes
 
     def _hurry_exchanges(self, now: float) -> None:

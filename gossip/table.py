@@ -93,17 +93,24 @@ class MemberTable:
             version=record.version,
         )
 
+    def require_room(self) -> None:
+        """See whether another member could be added, before anything is spent on it.
+
+        Raises:
+            Full: there are as many as there may be, and none of them is gone.
+        """
+        if len(self.live) >= self._max_members:
+            raise Full(f"{len(self._rows)} members are known, and no more are taken")
+
     def add(self, row: Row) -> None:
         """Add a new member; when the table is full, whoever is gone for longest makes room.
 
         Raises:
-            Full: everyone in it is there.
+            Full: see `require_room`.
         """
+        self.require_room()
         if len(self._rows) >= self._max_members:
-            gone = [(old.since, node) for node, old in self._rows.items() if node not in self.live]
-            if not gone:
-                raise Full(f"{len(self._rows)} members are known, and no more are taken")
-            self.remove(min(gone)[1])
+            self.remove(min((old.since, node) for node, old in self._rows.items() if node not in self.live)[1])
         self._rows[row.record.node] = row
         self._enrol(row)
         self.changes.append(MemberChanged(None, self.member(row.record, row.state)))

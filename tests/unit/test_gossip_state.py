@@ -178,6 +178,13 @@ def test_a_ping_request_is_relayed_or_refused() -> None:
     assert messages[0] == Ack(8, state.id, ORIGIN)
 
 
+def test_whoever_probes_someone_who_left_is_told_so() -> None:
+    state = knowing("a", "b")
+    state.handle(packet(record("b", 2, left=True), sender="b"), 1.0)
+    ((addr, messages),) = said(state.handle(packet(PingReq(5, B)), 1.0))
+    assert addr == FROM_A and messages[:2] == [Nack(5), record("b", 2, left=True)]
+
+
 # Failure
 
 
@@ -394,24 +401,51 @@ def test_a_bad_snapshot_is_refused(incarnation: object) -> None:
         gossip(restored={**knowing("a").snapshot(1.0), "incarnation": incarnation})
 
 
+names = st.sampled_from(["a", "b", "c", "me"])
+ids = names.map(lambda name: local_node(name).id)
+seqs, incarnations = st.integers(0, 9), st.integers(1, 4)
+messages: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Ping, seqs, ids | st.just(ANYONE), st.just(ORIGIN)),
+    st.builds(Ack, seqs, ids, st.just(Coordinate((0.01,) * DIMENSIONS, 0.001, 0.5))),
+    st.builds(PingReq, seqs, ids),
+    st.builds(Nack, seqs),
+    st.builds(Introduce),
+    st.builds(Suspect, ids, incarnations, ids),
+    st.builds(Dead, ids, incarnations, ids),
+    st.builds(
+        lambda name, n, boot, left: record(name, n, boot=boot, left=left), names, incarnations, seqs, st.booleans()
+    ),
+)
+bodies = st.lists(
+    st.builds(
+        lambda said, state: [said.blob, state, 1.0, None],
+        messages.filter(lambda m: isinstance(m, Record)),
+        st.sampled_from(list(MemberState)),
+    )
+).map(lambda rows: {"format": 1, "members": rows})
 events: st.SearchStrategy[Event] = st.one_of(
     st.just(Tick()),
-    st.builds(lambda seq: packet(Ping(seq, gossip().id, ORIGIN), Ack(seq, A, ORIGIN), Nack(seq)), st.integers(0, 9)),
-    st.builds(lambda n: packet(record("b", n), Suspect(B, n, A)), st.integers(1, 4)),
-    st.builds(lambda n: packet(Dead(A, n, B), sender="b"), st.integers(1, 4)),
+    st.builds(
+        lambda said, sender, boot: packet(*said, sender=sender, boot=boot), st.lists(messages, max_size=3), names, seqs
+    ),
+    st.builds(ExchangeReceived, ids, bodies),
     st.just(JoinSeeds((SEED,))),
-    st.just(TcpPingAnswered(A)),
+    st.builds(TcpPingAnswered, ids),
+    st.builds(Ban, st.just(local_node("c").id)),
 )
 
 
-@given(st.lists(st.tuples(events, st.floats(0, 2)), max_size=25))
-def test_the_same_events_and_seed_give_the_same_outputs(happened: list[tuple[Event, float]]) -> None:
+@given(st.lists(st.tuples(events, st.floats(0, 3)), max_size=25))
+def test_whatever_happens_the_same_events_and_seed_give_the_same_outputs(happened: list[tuple[Event, float]]) -> None:
     one, two, now = gossip(), gossip(), 0.0
     for event, passed_s in happened:
         now += passed_s
         outputs = one.handle(event, now)
         assert outputs == two.handle(event, now)
+        assert all(len(output.payload) <= MAX_PAYLOAD_BYTES for output in outputs if isinstance(output, SendPacket))
         deadline = one.next_deadline()
-        assert deadline == two.next_deadline() and deadline is not None
+        assert deadline is not None and deadline == two.next_deadline()
         if isinstance(event, Tick):
             assert deadline > now
+        assert one.snapshot(now) == two.snapshot(now)
+    assert one.me.state is ALIVE
