@@ -1,7 +1,21 @@
 """One machine's content: chunks named by their digest, and the layers that are made of them.
 
-    digest    names: BLAKE3                      codec    groups of chunks in zstd frames
-    content   the seam that the rest works on    errors   what can go wrong
+    digest codec errors content        names; groups of chunks in zstd frames; what can go wrong; the seam
+                                       that everything below works on
+
+    store                              the node's shared content, made of
+      records packs index              append-only files of self-checking records; where each chunk lies
+      recovery retrieve audit          opening after a crash; reading back; verify
+      holdings leases filecache        layers and what is here of them; what gc spares; the stat cache's rows
+      collect sweep                    garbage collection: a pure plan, its execution
+    vault sealed                       the encrypted content of one migration
+
+    chunker holes                      where bytes are cut; what is left out
+    entries manifest manifest_*        what a tree is made of, its canonical encoding, what changed
+    importer ingest treescan statcache       a folder into content
+    tarfiles tarreader tarfields tarsparse acltext sniff    an archive into content
+    checkout staging leftovers filewriter    a manifest back into a folder
+    attributes beneath progress tree_errors  what both directions need
 
 Synchronous: no network, no event loop. Imports nothing else of this project.
 """

@@ -244,9 +244,9 @@ def insert_group(db: sqlite3.Connection, place: Place, group: Group, chunks: Ite
     db.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", rows)
 
 
-def pack_range(pack: int) -> tuple[Place, Place]:
-    """Every place of a pack lies in this half-open range."""
-    return at(pack, 0), at(pack + 1, 0)
+def delete_chunks(db: sqlite3.Connection, ids: Iterable[ChunkId]) -> None:
+    """Delete the rows of chunks; the record they pointed to keeps its own."""
+    db.executemany("DELETE FROM chunks WHERE id = ?", [(name,) for name in ids])
 
 
 def select_in(db: sqlite3.Connection, query: str, names: Iterable[bytes], *also: object) -> Iterator[Any]:

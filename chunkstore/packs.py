@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
@@ -71,9 +72,10 @@ class PackFiles:
         """Pack number -> bytes on disk, in order."""
         found = {}
         for entry in os.scandir(self._folder):
-            stem, dot, kind = entry.name.partition(".")
-            if dot and kind == "pack" and stem.isdecimal():
-                found[int(stem)] = entry.stat().st_size
+            stem, _, kind = entry.name.partition(".")
+            if kind == "pack" and stem.isdecimal():
+                with suppress(FileNotFoundError):  # deleted at this very moment
+                    found[int(stem)] = entry.stat().st_size
         return dict(sorted(found.items()))
 
     def resume(self, end: Place) -> int:
@@ -169,16 +171,23 @@ class PackFiles:
         """
         for run in _runs(wanted):
             start = run[0][0]
-            data = self.read(start, run[-1][0] + run[-1][1] - start)
+            try:
+                data = self.read(start, run[-1][0] + run[-1][1] - start)
+            except OSError:  # a bad sector: it need not be in each of these records
+                yield from ((place, self._fetch_one(place, size)) for place, size in run)
+                continue
             for place, size in run:
                 if data is None:
                     yield place, Lost.GONE
-                    continue
-                try:
-                    group, found = decode(memoryview(data)[place - start : place - start + size], place)
-                    yield place, group if found == size else Lost.DAMAGED
-                except BadRecord:
-                    yield place, Lost.DAMAGED
+                else:
+                    yield place, _decode_all(memoryview(data)[place - start : place - start + size], place)
+
+    def _fetch_one(self, place: Place, size: int) -> Group | Lost:
+        try:
+            data = self.read(place, size)
+        except OSError:
+            return Lost.DAMAGED
+        return Lost.GONE if data is None else _decode_all(memoryview(data), place)
 
     def scan(self, start: Place) -> Iterator[tuple[Place, int, Group]]:
         """Every sound record of one pack from `start` on, with its size, whatever lies between them.
@@ -288,6 +297,15 @@ def free_bytes(folder: Path, reserve_bytes: int) -> int:
     """What may still be written to the file system of `folder`."""
     status = os.statvfs(folder)
     return max(0, status.f_bavail * status.f_frsize - reserve_bytes)
+
+
+def _decode_all(view: memoryview, place: Place) -> Group | Lost:
+    """The group of the record that fills `view`."""
+    try:
+        group, size = decode(view, place)
+    except BadRecord:
+        return Lost.DAMAGED
+    return group if size == len(view) else Lost.DAMAGED
 
 
 def _runs(wanted: Sequence[tuple[Place, int]]) -> Iterator[list[tuple[Place, int]]]:

@@ -181,12 +181,14 @@ class SealedFile:
         """The table (0) or payload (1) of a record, checked against its seal."""
         with self._lock:
             self._require_open()
-            sealed = os.pread(self._fd, record.sizes[part], record.starts[part])
-            aead = self._aead
+            fd, aead = os.dup(self._fd), self._aead
         try:
+            sealed = os.pread(fd, record.sizes[part], record.starts[part])
             return aead.decrypt(record.nonce(part), sealed, record.context(part))
-        except InvalidTag as error:
+        except (InvalidTag, OSError) as error:
             raise BadRecord(f"{self._path}: the record at {record.offset} is damaged") from error
+        finally:
+            os.close(fd)
 
     def _load(self) -> int:
         """Fill `found`. Returns where the last sound record ends; cuts off what follows."""

@@ -31,7 +31,7 @@ from chunkstore.digest import ChunkId, LayerId
 from chunkstore.errors import StoreBusy
 from chunkstore.filecache import FileCache
 from chunkstore.holdings import Holdings, LayerRecord
-from chunkstore.index import insert_group, select_in
+from chunkstore.index import delete_chunks, insert_group, select_in
 from chunkstore.leases import Leases
 from chunkstore.packs import PACK_BYTES, PackFiles, free_bytes, require_room, sync_folder
 from chunkstore.progress import Progress
@@ -116,6 +116,7 @@ class ChunkStore:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             store = cls(path, reserve_bytes, pack_bytes, clock, lock)
             sync_folder(path)
+            sync_folder(path.parent)
         except BlockingIOError as error:
             os.close(lock)
             raise StoreBusy(path) from error
@@ -355,7 +356,8 @@ class ChunkStore:
         """Drop chunks from the index, so that they are missing. Their bytes go with the next gc of their pack."""
         names = set(ids)
         with self._index.write() as db:
-            gone = [row[0] for row in select_in(db, "DELETE FROM chunks WHERE id IN ({}) RETURNING id", names)]
+            gone = [row[0] for row in select_in(db, "SELECT id FROM chunks WHERE id IN ({})", names)]
+            delete_chunks(db, gone)
             self._holdings.departed(db, gone)
         self._retrieval.suspects -= names
 

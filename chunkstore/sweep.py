@@ -20,7 +20,7 @@ from chunkstore.collect import GcPlan, GcPolicy, GcReport, GcSnapshot, Share
 from chunkstore.digest import ChunkId, LayerId
 from chunkstore.errors import BadGroup, DiskFull
 from chunkstore.holdings import Holdings
-from chunkstore.index import Index, insert_group, select_in
+from chunkstore.index import Index, delete_chunks, insert_group, select_in
 from chunkstore.packs import Lost, PackFiles
 from chunkstore.progress import Progress
 from chunkstore.records import Place, at, pack_of, record_bytes
@@ -112,7 +112,7 @@ class Sweep:
         deleted = 0
         last = b""
         query = f"SELECT id FROM chunks WHERE id > ? AND NOT {self._kept} ORDER BY id LIMIT ?"
-        delete = f"DELETE FROM chunks WHERE id IN ({{}}) AND NOT {self._kept} RETURNING id"
+        still = f"SELECT id FROM chunks WHERE id IN ({{}}) AND NOT {self._kept}"
         while True:
             with self._index.read() as db:
                 garbage = [row[0] for row in db.execute(query, (last, _SWEEP_CHUNKS)).fetchall()]
@@ -121,7 +121,8 @@ class Sweep:
             last = garbage[-1]
             with self._index.write() as db:
                 doomed = [name for name in garbage if name not in self._spared]
-                gone = [row[0] for row in select_in(db, delete, doomed)]
+                gone = [row[0] for row in select_in(db, still, doomed)]
+                delete_chunks(db, gone)
                 self._holdings.departed(db, gone)
             deleted += len(gone)
 

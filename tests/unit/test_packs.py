@@ -129,6 +129,22 @@ def test_fetch_tells_damage_from_absence(packs: PackFiles, tmp_path: Path) -> No
     assert [found for _, found in packs.fetch([(places[0], sizes[0] + 1)])] == [Lost.DAMAGED]
 
 
+def test_a_bad_sector_costs_one_record(packs: PackFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [sample(seed) for seed in range(4)]
+    places = packs.append(groups)
+    bad = offset_of(places[2]) + 50
+    pread = os.pread
+
+    def failing(fd: int, length: int, offset: int) -> bytes:
+        if offset <= bad < offset + length:
+            raise OSError(errno.EIO, "input/output error")
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    wanted = [(place, record_bytes(group)) for place, group in zip(places, groups, strict=True)]
+    assert [found for _, found in packs.fetch(wanted)] == [groups[0], groups[1], Lost.DAMAGED, groups[3]]
+
+
 def test_scan_steps_over_damage(packs: PackFiles, tmp_path: Path) -> None:
     # Records of nearly a MiB, so that windows overlap in every way.
     groups = list(groups_of(noise_chunks(3, 48, 64_000), 16))
