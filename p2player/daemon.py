@@ -22,6 +22,7 @@ from p2player.control.server import BearerOnly, bind_loopback, bind_unix, read_t
 from p2player.enrol import forget_identity
 from p2player.errors import P2PlayerError
 from p2player.log import Log
+from p2player.migration.driver import OnRecord
 from p2player.node import Node
 from p2player.notify import notify
 from p2player.statedir import StateDir, locked
@@ -35,12 +36,14 @@ def run_node(
     limit_in: float | None = None,
     limit_out: float | None = None,
     log_format: str | None = None,
+    on_record: OnRecord | None = None,
 ) -> int:
     """Run the node of `state_dir` until SIGTERM or SIGINT.
 
     Args:
         limit_in, limit_out: bytes a second; in place of the settings'.
         log_format: likewise.
+        on_record: see `Node`.
 
     Returns:
         The exit code, 0.
@@ -53,7 +56,7 @@ def run_node(
         settings = config.load(state.config)
         changes: dict[str, object] = {"limit_in": limit_in, "limit_out": limit_out, "log_format": log_format}
         settings = replace(settings, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
-        node = Node(state, settings, Log(settings.log_format))
+        node = Node(state, settings, Log(settings.log_format), on_record)
         ports = listening.bind(node.identity.listen)
         try:
             trio.run(_serve, node, ports)

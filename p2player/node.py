@@ -37,7 +37,8 @@ from p2player.events import EventBus
 from p2player.layers import Layers
 from p2player.log import Log
 from p2player.mesh import Invite, Mesh
-from p2player.migration import Migrations
+from p2player.migration import Migrations, Parts
+from p2player.migration.driver import OnRecord
 from p2player.net.authority import Authority
 from p2player.net.certificates import verify
 from p2player.net.connection import Handler
@@ -67,9 +68,12 @@ class Node:
 
     The attributes are the services that the control API speaks to. `stopping` is set when the node is to end, `left`
     says whether that is for good.
+
+    Args:
+        on_record: called around every record of a migration's journal; for tests that kill the node there.
     """
 
-    def __init__(self, state: StateDir, settings: Settings, log: Log) -> None:
+    def __init__(self, state: StateDir, settings: Settings, log: Log, on_record: OnRecord | None = None) -> None:
         self.state = state
         self.settings = settings
         self.log = log
@@ -86,6 +90,7 @@ class Node:
         self.warmer: Warmer
         self.upkeep: Upkeep
         self._presence: Presence
+        self._on_record = on_record
         self._gossip: GossipService
         self._nursery: trio.Nursery
         self._handlers: dict[str, Handler] = {}
@@ -125,6 +130,7 @@ class Node:
                 on_ledger=self._on_ledger,
             )
             self._make_services(store, ledger, remembered)
+            await stack.enter_async_context(self.migrations)
 
             nursery = self._nursery = await stack.enter_async_context(trio.open_nursery())
             self.operations = Operations(nursery, log)
@@ -199,7 +205,16 @@ class Node:
             in_use=self._layers_in_use,
         )
         self.apps = Apps(self.state.apps, builtin(), layers.tree, self._on_app)
-        self.migrations = self._make_migrations(transfers, serving, ledger)
+        self.migrations = Migrations(
+            Parts(self.state.migrations, self.apps, layers, store, transfers, serving, pool, mesh),
+            self._locate_app,
+            events,
+            log,
+            wall=time.time,
+            return_basis_s=settings.return_basis_s,
+            moved=lambda source, destination: ledger.count_move(source, destination, now=time.time()),
+            on_record=self._on_record,
+        )
         self.directory = Directory(self.apps, ledger, layers, pool, mesh, presence, self.migrations.recover)
         self.upkeep = Upkeep(
             store,
@@ -240,6 +255,9 @@ class Node:
 
     def _app_rows(self) -> tuple[AppRow, ...]:
         return self.directory.inventory_rows()
+
+    def _locate_app(self, ref: str) -> tuple[NodeId, AppRow]:
+        return self.directory.find(ref)
 
     def _layers_in_use(self) -> set[LayerId]:
         return self.apps.layers_in_use()

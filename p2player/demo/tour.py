@@ -75,7 +75,7 @@ def run_demo(*, keep: Path | None = None) -> int:
     Returns:
         The exit code: 0 only if the game went on in every move.
     """
-    console = Console(stderr=False, highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _folder(keep) as root, LocalMesh(root, name="demo") as mesh:
@@ -142,7 +142,9 @@ def _tour(console: Console, root: Path, mesh: LocalMesh) -> int:
     finally:
         for player in players:
             player.stop()
-    console.print(_table(moves))
+    for move in moves:
+        _report(console, mesh, move)
+    console.print()
     return _verdict(console, mesh, moves, time.monotonic() - started)
 
 
@@ -174,30 +176,28 @@ def _taken(players: list[Player]) -> Sight:
     return together
 
 
-def _table(moves: list[Move]) -> Table:
-    table = Table(title="Migrations of the running game", title_justify="left")
-    for name in ("move", "layer"):
-        table.add_column(name)
+def _report(console: Console, mesh: LocalMesh, move: Move) -> None:
+    """One migration: bytes per layer, where they came from, how long it took, and what the players saw."""
+    row = move.row
+    table = Table(
+        title=f"{row['from']} -> {row['to']}", title_justify="left", title_style="bold", show_edge=False, pad_edge=False
+    )
+    table.add_column("layer", width=10)
     for name in ("total", "deduplicated", "transferred"):
-        table.add_column(name, justify="right")
-    table.add_column("from")
-    for name in ("seconds", "freeze", "players' wait"):
-        table.add_column(name, justify="right")
-    for move in moves:
-        row = move.row
-        sources = ", ".join(f"{name} {_size(count)}" for name, count in row["sources"].items() if count)
-        whole = (
-            sources or "-",
-            f"{row['total_s']:.2f}",
-            f"{row['freeze_s']:.3f} s",
-            f"{move.sight.longest_gap_s:.3f} s",
-        )
-        for index, (layer, counts) in enumerate(row["layers"].items()):
-            label = f"{row['from']} -> {row['to']}" if index == 0 else ""
-            sizes = (_size(counts[key]) for key in ("total", "deduplicated", "transferred"))
-            table.add_row(label, layer, *sizes, *(whole if index == 0 else ("", "", "", "")))
-        table.add_section()
-    return table
+        table.add_column(name, justify="right", width=13)
+    for layer, counts in row["layers"].items():
+        table.add_row(layer, *(_size(counts[key]) for key in ("total", "deduplicated", "transferred")))
+    console.print()
+    console.print(table)
+    sources = ", ".join(f"{name} {_size(count)}" for name, count in row["sources"].items() if count)
+    console.print(f"from       {sources or 'nobody: everything was there'}")
+    console.print(
+        f"time       {row['total_s']:.2f} s in all, frozen for {row['freeze_s']:.3f} s; "
+        f"the players waited {move.sight.longest_gap_s:.3f} s"
+    )
+    fault = move.fault(mesh.nodes[row["to"]])
+    went_on = f"went on: {move.sight.answers} answers, no acknowledged move lost" if fault is None else f"BROKE: {fault}"
+    console.print(f"the game   {went_on}")
 
 
 def _verdict(console: Console, mesh: LocalMesh, moves: list[Move], seconds: float) -> int:
@@ -214,8 +214,7 @@ def _verdict(console: Console, mesh: LocalMesh, moves: list[Move], seconds: floa
         return errors.Failed.exit_code
     answers = sum(move.sight.answers for move in moves)
     console.print(
-        f"The game went on: one world, {answers} answers to {len(PLAYERS)} players, "
-        f"no acknowledged move lost; {seconds:.0f} s"
+        f"One world all the time: {answers} answers to {len(PLAYERS)} players over {len(moves)} moves; {seconds:.0f} s"
     )
     return 0
 
