@@ -18,8 +18,10 @@ from gossip.messages import MemberState
 from gossip.records import MAX_INCARNATION, Record, decode_record
 from gossip.table import MemberTable
 
-MAX_ROWS: Final = 4097
-"""The members that `GossipConfig` allows, and the teller."""
+MAX_ROWS: Final = 8192
+MAX_BODY_BYTES: Final = 960 << 10
+"""About as long as an exchange may get: it has to fit into one frame of 1 MiB."""
+_ROW_OVERHEAD_BYTES: Final = 64
 _FORMAT: Final = 1
 _STATES: Final = {state.value: state for state in MemberState}
 
@@ -35,9 +37,17 @@ class TableRow:
 
 
 def write_body(
-    me: Record, table: MemberTable, distances: Distances, now: float, *, unheard: bool = False
+    me: Record,
+    table: MemberTable,
+    distances: Distances,
+    now: float,
+    *,
+    unheard: bool = False,
+    limit_bytes: int = MAX_BODY_BYTES,
 ) -> dict[str, Any]:
     """This node and everyone it knows.
+
+    What does not fit is left out: with thousands of members whose texts are long, the last ones are known from packets.
 
     Args:
         me: this node's record.
@@ -45,11 +55,15 @@ def write_body(
         distances: their coordinates.
         now: the time, from which ages are told.
         unheard: also members of whom nothing was heard since the start; others are not to take our silence for a death.
+        limit_bytes: about how long the body may be.
     """
     own = distances.coordinate(me.node)
     state = MemberState.LEFT if me.left else MemberState.ALIVE
     rows: list[list[Any]] = [[me.blob, state.value, 0.0, own.encode() if own else None]]
     for row in table:
+        limit_bytes -= len(row.record.blob) + _ROW_OVERHEAD_BYTES
+        if limit_bytes < 0:
+            break
         if row.unheard and not unheard:
             continue
         there = distances.coordinate(row.record.node)

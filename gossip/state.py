@@ -57,6 +57,8 @@ _LIVE = (MemberState.ALIVE, MemberState.SUSPECT)
 _YOUNG_GOSSIPS = 5
 """Gossip intervals before the first periodic exchange of a node that is new to the mesh; each next one comes later."""
 
+_SNAPSHOT_BYTES = 64 << 20
+
 LEAVE_FANOUT = 8
 """How many members hear of a leave from the leaver itself."""
 
@@ -154,7 +156,9 @@ class GossipState:
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """What to keep for the next start, as a msgpack-able dictionary."""
-        body = write_body(self._members.record, self._table, self._distances, now, unheard=True)
+        body = write_body(
+            self._members.record, self._table, self._distances, now, unheard=True, limit_bytes=_SNAPSHOT_BYTES
+        )
         return {**body, "incarnation": self._members.record.incarnation}
 
     def next_deadline(self) -> float | None:

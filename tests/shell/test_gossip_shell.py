@@ -340,6 +340,10 @@ async def test_a_newcomer_gets_the_whole_ledger_at_once(autojump_clock: MockCloc
     pushes = mesh.wire.calls["ledger.push"]
     await trio.sleep(20)
     assert mesh.wire.calls["ledger.push"] == pushes  # what it learnt is no rumour
+    mesh.wire.call_bytes.clear()
+    bind(late, "its-own")
+    await until(lambda: "its-own" in nodes[0].ledger.names(), 1.0)
+    assert mesh.wire.call_bytes["ledger.push"] < 1000  # one record, not all that it knows
 
 
 async def test_comparing_finds_what_rumours_missed(autojump_clock: MockClock, mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 """A network in memory for gossip services: datagrams that may get lost, and a pool that calls handlers directly."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,13 +23,14 @@ class Wire:
         delay_s: of each datagram and each call, one way.
         filtered: addresses that datagrams neither reach nor leave.
         down: nodes that do not answer calls.
-        calls: how many calls of each method were made.
+        calls: how many calls of each method were made; `call_bytes` the longest body of each.
     """
 
     delay_s: float = 0.001
     filtered: set[Address] = field(default_factory=set)
     down: set[NodeId] = field(default_factory=set)
-    calls: dict[str, int] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    call_bytes: Counter[str] = field(default_factory=Counter)
     sockets: dict[Address, "MemorySocket"] = field(default_factory=dict)
     handlers: dict[NodeId, Mapping[str, Handler]] = field(default_factory=dict)
 
@@ -79,11 +81,13 @@ class MemoryPool:
     async def call(
         self, node: NodeId, method: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = 10.0
     ) -> dict[str, Any]:
-        self._wire.calls[method] = self._wire.calls.get(method, 0) + 1
+        packed = msgpack.packb(dict(body or {}))
+        self._wire.calls[method] += 1
+        self._wire.call_bytes[method] = max(self._wire.call_bytes[method], len(packed))
         await trio.sleep(self._wire.delay_s)
         if node in self._wire.down or self._me in self._wire.down or node not in self._wire.handlers:
             raise Unreachable(f"peer {node} is down")
-        asked = Asked(self._me, msgpack.unpackb(msgpack.packb(dict(body or {}))))
+        asked = Asked(self._me, msgpack.unpackb(packed))
         answer = await self._wire.handlers[node][method](asked)
         await trio.sleep(self._wire.delay_s)
         reply: dict[str, Any] = msgpack.unpackb(msgpack.packb(answer))

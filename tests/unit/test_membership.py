@@ -235,6 +235,7 @@ def test_this_node_refutes_and_takes_the_hint(desk: Desk, claim: Message) -> Non
 def test_nobody_can_push_this_nodes_incarnation_up(desk: Desk, incarnation: int) -> None:
     desk.hear(Suspect(ME.id, incarnation, A), Dead(ME.id, incarnation, A))
     assert desk.members.record.incarnation == 1
+    assert desk.news() == []
 
 
 @pytest.mark.parametrize("left", [True, False])
