@@ -78,9 +78,8 @@ class Ingest:
         return pack_extents(self._extents(windows))
 
     def missing(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
-        """Those of `ids` that are not in the content once all that was taken so far is."""
-        wanted = set(ids).difference(self._batch)
-        return self._call(lambda: self._content.missing(wanted))
+        """Those of `ids` that are not in the content, after every whole batch so far."""
+        return self._call(lambda: self._content.missing(ids))
 
     def finish(self, entries: Sequence[Entry]) -> Imported:
         """Store the manifest of `entries` (in order of path) and make everything durable.

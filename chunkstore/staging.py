@@ -143,8 +143,7 @@ class _Locked:
         status = os.stat(self._partial, dir_fd=self._within, follow_symlinks=False)
         if not os.path.samestat(status, os.fstat(self._outer)):  # published by another checkout since it was opened
             raise CheckoutRefused(self._place, "another checkout was writing to it")
-        os.fchmod(self._outer, 0o700)
-        strip_acls(self._outer)
+        os.fchmod(self._outer, 0o700)  # also takes away what an inherited ACL may grant
 
     def _remove(self) -> None:
         """The outer folder has served; it stays if somebody put something into it."""

@@ -241,7 +241,8 @@ def test_remains_are_verified_not_believed(
         file.seek(200_000)
         file.write(b"flipped")
     os.utime(flipped, ns=(0, before.st_mtime_ns))
-    with longer.open("ab") as file:
+    with longer.open("r+b") as file:
+        file.seek(299_999)
         file.write(b"longer")
     os.truncate(filled, 7)
     linked.unlink()
@@ -250,6 +251,9 @@ def test_remains_are_verified_not_believed(
     with (partial / "sparse").open("r+b") as file:
         file.seek(500_000)
         file.write(b"in the hole")
+    if ROOT:
+        os.chown(partial / "second name", 1, 1)
+        os.chmod(partial / "second name", 0o6755)
     (partial / "pipe").unlink()
     (partial / "pipe").mkdir()
     (partial / "pipe/more").mkdir()
@@ -307,6 +311,25 @@ def test_acls_and_capabilities(store: Store, source: Path, copy: Path) -> None:
     done = checkout(store, import_tree(store, source).manifest, copy)
     assert snapshot(copy) == snapshot(source)
     assert not done.skipped or not ROOT
+
+
+def test_remains_of_folders_with_default_acls(
+    store: Store, source: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", *entry)
+        for entry in ((1, 7, 2**32 - 1), (2, 7, 1000), (4, 7, 2**32 - 1), (16, 7, 2**32 - 1), (32, 7, 2**32 - 1))
+    )
+    try:
+        os.chmod(source / "shut/in", 0o755)
+        os.setxattr(source / "shut/in", "system.posix_acl_default", acl)
+    except OSError:
+        pytest.skip("this filesystem has no ACLs")
+    imported = import_tree(store, source)
+    partial = finished_but_for_the_rename(store, imported, copy, monkeypatch)
+    (partial / "shut/in/f03").unlink()
+    checkout(store, imported.manifest, copy)
+    assert snapshot(copy) == snapshot(source)
 
 
 def test_a_missing_chunk_is_named_with_its_path(store: Store, imported: Imported, copy: Path) -> None:
@@ -393,6 +416,28 @@ def test_a_second_checkout_to_the_same_place_waits_for_nobody(store: Store, impo
             checkout(store, imported.manifest, copy)
 
     checkout(store, imported.manifest, copy, progress=again)
+
+
+def test_the_staging_folder_is_closed_even_if_it_was_not(store: Store, imported: Imported, copy: Path) -> None:
+    modes: set[int] = set()
+    (copy.parent / PARTIAL).mkdir()
+    os.chmod(copy.parent / PARTIAL, 0o777)
+    checkout(
+        store, imported.manifest, copy, progress=lambda *_: modes.add((copy.parent / PARTIAL).stat().st_mode & 0o777)
+    )
+    assert modes == {0o700}
+
+
+def test_a_staging_folder_that_was_published_meanwhile(
+    store: Store, imported: Imported, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock_too_late(fd: int, operation: int) -> None:
+        (copy.parent / PARTIAL).rename(copy.parent / "moved")
+        (copy.parent / PARTIAL).mkdir()
+
+    monkeypatch.setattr(fcntl, "flock", lock_too_late)
+    with pytest.raises(CheckoutRefused, match="another checkout was writing"):
+        checkout(store, imported.manifest, copy)
 
 
 @pytest.mark.skipif(not ROOT, reason="gives a folder away")
@@ -543,6 +588,49 @@ def test_without_privilege_all_else_is_equal(store: Store, source: Path, tmp_pat
         kept = {name: value for name, value in xattrs.items() if name.startswith("user.")}
         expected[path] = (*rest, kept)
     assert made == {path: facts for path, facts in expected.items() if path not in missing}
+
+
+CLOSED = Node(
+    "folder",
+    0o111,
+    children=(
+        (b"closed", Node("folder", 0, children=((b"in", Node("folder", 0o100, children=((b"f", Node("file", 0)),))),))),
+        (b"shut", Node("folder", 0o555, children=((b"f", Node("file", 0o444, pieces=((100_000, 1),))),))),
+    ),
+)
+
+
+@pytest.mark.skipif(not ROOT, reason="becomes another user")
+@pytest.mark.root
+@pytest.mark.parametrize("inside", [False, True])
+def test_without_privilege_a_killed_checkout_opens_what_it_had_shut(
+    store: Store, tmp_path: Path, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(os.fsencode(tmp_path / "source"), CLOSED)
+    imported = import_tree(store, tmp_path / "source")
+    let_others_in(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", ORDINARY_USER, ORDINARY_USER)
+    copy = tmp_path / "theirs/copy"
+
+    def attempt() -> str:
+        if inside:
+            copy.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(staging, "_is_replaceable", lambda place, parent: not inside)
+            patch.setattr(staging._Inside if inside else os, "publish" if inside else "rename", die)
+            with pytest.raises(Killed):
+                checkout(store, imported.manifest, copy)
+        checkout(store, imported.manifest, copy)
+        return ""
+
+    as_ordinary_user(attempt)
+    assert snapshot(copy, owners=False) == snapshot(tmp_path / "source", owners=False)
+    assert os.listdir(tmp_path / "theirs") == ["copy"]
+
+
+def die(*arguments: object, **more: object) -> None:
+    raise Killed
 
 
 @pytest.mark.skipif(not ROOT, reason="becomes another user")
