@@ -4,6 +4,7 @@ Every step is a command of the public CLI. The demo succeeds only if the players
 acknowledged move, and were served by the Python of the checked-out base.
 """
 
+import os
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,8 @@ SITES = {"north-1": "north", "north-2": "north", "south-1": "south", "west-1": "
 ROUTE = ("north-1", "south-1", "west-1")
 PLAYERS = ("ada", "bob", "cleo")
 PLAY_S = 1.5
+MEMORY = "/dev/shm"
+NEEDED_BYTES = 4 << 30
 
 _CONFIG = """\
 command = ["{{base}}/bin/python3", "-B", "{{app}}/game_server.py", "{{state}}", "{port}"]
@@ -95,11 +98,25 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep.resolve()
         return
-    root = Path(tempfile.mkdtemp(prefix="p2player-demo-")).resolve()
+    root = Path(tempfile.mkdtemp(prefix="p2player-demo-", dir=_roomy_memory())).resolve()
     try:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _roomy_memory() -> str | None:
+    """A file system in memory with room for the demo, where programs may run; None: the usual place.
+
+    The tour writes and removes some gigabytes, and a busy disk can take a minute just for the removal.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        disk = os.statvfs(MEMORY)
+        available_kib = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+        roomy = min(disk.f_bavail * disk.f_frsize, available_kib * 1024 // 2) >= NEEDED_BYTES
+        if roomy and not disk.f_flag & os.ST_NOEXEC and os.access(MEMORY, os.W_OK | os.X_OK):
+            return MEMORY
+    return None
 
 
 def _tour(console: Console, root: Path, mesh: LocalMesh) -> int:
@@ -196,7 +213,9 @@ def _report(console: Console, mesh: LocalMesh, move: Move) -> None:
         f"the players waited {move.sight.longest_gap_s:.3f} s"
     )
     fault = move.fault(mesh.nodes[row["to"]])
-    went_on = f"went on: {move.sight.answers} answers, no acknowledged move lost" if fault is None else f"BROKE: {fault}"
+    went_on = (
+        f"went on: {move.sight.answers} answers, no acknowledged move lost" if fault is None else f"BROKE: {fault}"
+    )
     console.print(f"the game   {went_on}")
 
 
