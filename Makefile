@@ -22,7 +22,7 @@ test: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/flake8-async p2player chunkstore gossip backends tests bench
+	$(BIN)/flake8-async $$(find p2player chunkstore gossip backends bench -name "*.py")
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 

@@ -8,17 +8,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from gossip.messages import NodeId
 from p2player import errors
 from p2player.log import Log
 from p2player.net.connection import SILENCE_S, Connection, Handler, Incoming
 from p2player.proto.frames import Hello, Ping, encode
 from tests.support.streams import CountedStream, counted_pair
 
-LEFT, RIGHT = "a" * 32, "b" * 32
+LEFT, RIGHT = NodeId("a" * 32), NodeId("b" * 32)
 QUIET = Log(level="error")
 
 
-def connection(stream: CountedStream, me: str, peer: str, handlers: Mapping[str, Handler] | None = None) -> Connection:
+def connection(stream: CountedStream, me: NodeId, peer: NodeId, handlers: Mapping[str, Handler] | None = None) -> Connection:
     return Connection(stream, peer, Hello(me, f"node-{me[0]}", "1"), handlers or {}, QUIET)
 
 
@@ -107,7 +108,6 @@ async def test_a_cancelled_call_stops_the_peer(autojump_clock: MockClock) -> Non
             await trio.sleep_forever()
         finally:
             stopped.set()
-        return {}
 
     async with joined({"sleeper": sleeper}) as (left, _):
         with pytest.raises(errors.Unreachable, match="did not answer"):
