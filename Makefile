@@ -3,6 +3,8 @@
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# Optional rules that ask for more than trio does: a checkpoint on every path, no async function without an await.
+ASYNC_OPTIONAL := ASYNC114,ASYNC124,ASYNC128,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 STAMP := $(VENV)/.setup-stamp
 
 .PHONY: setup demo test check bench clean
@@ -22,7 +24,7 @@ test: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/flake8-async $$(find p2player chunkstore gossip backends bench -name "*.py")
+	$(BIN)/flake8-async --disable=$(ASYNC_OPTIONAL) $$(find p2player chunkstore gossip backends bench -name "*.py")
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 

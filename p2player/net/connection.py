@@ -253,7 +253,7 @@ class Connection:
                 self._waiting.pop(rid, None)
                 receiver.close()
         except BaseException:
-            await self._abandon(rid)
+            await self._abandon(rid)  # noqa: ASYNC102 - shields itself, for CLEANUP_S at most
             raise
         if not waiting.ended.is_set():
             await self._abandon(rid)

@@ -100,7 +100,7 @@ class PeerPool:
     ) -> bool | None:
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
-        return await self._nurseries.__aexit__(kind, error, trace)
+        return await self._nurseries.__aexit__(kind, error, trace)  # noqa: ASYNC102 - cancelled just above
 
     def bytes(self) -> tuple[int, int]:
         """Wire bytes (received, sent) over all sessions since the start."""
