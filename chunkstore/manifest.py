@@ -14,8 +14,9 @@ from chunkstore.content import Content
 from chunkstore.digest import ChunkId, LayerId, layer_id
 from chunkstore.entries import EXTENT, Entry, Extent, Kind, pack_extents, unpack_extents
 from chunkstore.errors import ChunkMissing
-from chunkstore.manifest_codec import MAX_MANIFEST_BYTES, check_entries, decode_rows, encode_rows
+from chunkstore.manifest_codec import MAX_MANIFEST_BYTES, decode_rows, encode_rows
 from chunkstore.tree_errors import ManifestInvalid, printable
+from chunkstore.treecheck import check_entries
 
 __all__ = ["Entry", "Extent", "Kind", "Manifest", "load", "pack_extents", "unpack_extents"]
 

@@ -26,6 +26,7 @@ from typing import Protocol
 from chunkstore.attributes import handle, strip_acls
 from chunkstore.beneath import Beneath
 from chunkstore.manifest import Manifest
+from chunkstore.places import is_replaceable
 from chunkstore.tree_errors import CheckoutRefused
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -90,7 +91,7 @@ def open_staging(dest: Path, manifest: Manifest) -> Staging:
         raise CheckoutRefused(place, f"its parent cannot be made: {error.strerror}") from None
     try:
         exists = _check_place(place, partial, manifest)
-        if exists and (partial in os.listdir(place) or not _is_replaceable(place, parent)):
+        if exists and (partial in os.listdir(place) or not is_replaceable(place, parent)):
             return _Inside(place, partial)
         try:
             return _Beside(place, partial)
@@ -273,37 +274,3 @@ def _check_place(place: bytes, partial: bytes, manifest: Manifest) -> bool:
     if manifest.find(partial):
         raise CheckoutRefused(place, "the tree has an entry with the name of the staging folder")
     return True
-
-
-def _is_replaceable(place: bytes, parent: bytes) -> bool:
-    """Whether a rename may put another folder in the place of this one without pulling it from under somebody."""
-    status, above = os.stat(place), os.stat(parent)
-    euid = os.geteuid()
-    if above.st_mode & stat.S_ISVTX and euid not in (0, above.st_uid, status.st_uid):
-        return False
-    return not (os.path.ismount(place) or place in _mount_points() or _is_working_folder(status))
-
-
-def _mount_points() -> set[bytes]:
-    """Every mount point of this process, bind mounts included."""
-    try:
-        table = Path("/proc/self/mountinfo").read_bytes()
-    except OSError:
-        return set()
-    # The kernel writes space, tab, newline and backslash as octal escapes.
-    return {line.split(b" ")[4].decode("unicode_escape").encode("latin-1") for line in table.splitlines()}
-
-
-def _is_working_folder(status: os.stat_result) -> bool:
-    """Whether a process that this user may see has it as its working folder."""
-    try:
-        processes = [name for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return False
-    for process in processes:
-        try:
-            if os.path.samestat(os.stat(f"/proc/{process}/cwd"), status):
-                return True
-        except OSError:  # gone, or not ours
-            continue
-    return False

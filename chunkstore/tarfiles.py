@@ -23,12 +23,13 @@ from chunkstore.content import Content
 from chunkstore.entries import Entry, Kind, Xattrs
 from chunkstore.holes import Window
 from chunkstore.ingest import Imported, Ingest
-from chunkstore.manifest_codec import MAX_ENTRIES, MAX_MANIFEST_BYTES, MAX_PATH_BYTES
+from chunkstore.manifest_codec import MAX_MANIFEST_BYTES
 from chunkstore.progress import Meter, Progress
 from chunkstore.sniff import SourceKind, sniff
 from chunkstore.tarfields import TarDamaged
 from chunkstore.tarreader import Member, TarReader
 from chunkstore.tree_errors import SourceUnsupported, TreeChanged, TreeUnreadable, printable
+from chunkstore.treecheck import MAX_ENTRIES, MAX_PATH_BYTES
 from chunkstore.treescan import looks
 
 _KINDS = {

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from chunkstore.beneath import Beneath
-from chunkstore.manifest_codec import MAX_PATH_BYTES
 from chunkstore.tree_errors import SourceUnsupported, TreeUnreadable
+from chunkstore.treecheck import MAX_PATH_BYTES
 
 _GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE))
 

@@ -472,7 +472,7 @@ def test_filling_in_place_goes_on_after_a_kill(
     store: Store, imported: Imported, source: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy.mkdir()
-    monkeypatch.setattr(staging, "_is_replaceable", lambda place, parent: False)
+    monkeypatch.setattr(staging, "is_replaceable", lambda place, parent: False)
     with pytest.raises(Killed):
         checkout(store, imported.manifest, copy, progress=kill_after(2))
     assert os.listdir(copy) == [PARTIAL]
@@ -488,7 +488,7 @@ def test_filling_in_place_goes_on_after_a_kill(
 def test_filling_in_place_spares_what_is_not_of_the_tree(
     store: Store, imported: Imported, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "_is_replaceable", lambda place, parent: False)
+    monkeypatch.setattr(staging, "is_replaceable", lambda place, parent: False)
     (copy / PARTIAL).mkdir(parents=True)
     (copy / "precious").touch()
     with pytest.raises(CheckoutRefused, match="not empty"):
@@ -617,7 +617,7 @@ def test_without_privilege_a_killed_checkout_opens_what_it_had_shut(
         if inside:
             copy.mkdir()
         with monkeypatch.context() as patch:
-            patch.setattr(staging, "_is_replaceable", lambda place, parent: not inside)
+            patch.setattr(staging, "is_replaceable", lambda place, parent: not inside)
             patch.setattr(staging._Inside if inside else os, "publish" if inside else "rename", die)
             with pytest.raises(Killed):
                 checkout(store, imported.manifest, copy)
