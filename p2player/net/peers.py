@@ -59,6 +59,7 @@ class PeerPool:
         handlers: what peers may ask; filled by the composition root before the first session.
         serve_join: serves one enrolment on a stream without a client certificate; None where this node cannot enrol.
         throttle_in, throttle_out: the node's bandwidth caps.
+        on_certificate: hears the certificate (DER) that proved who a peer is, at each handshake, in either direction.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class PeerPool:
         serve_join: ServeJoin | None = None,
         throttle_in: Throttle | None = None,
         throttle_out: Throttle | None = None,
+        on_certificate: Callable[[bytes], object] | None = None,
     ) -> None:
         self._trust = trust
         self._locate = locate
@@ -80,6 +82,7 @@ class PeerPool:
         self._hello = Hello(trust.node_id, trust.name, version)
         self._serve_join = serve_join
         self._throttles = (throttle_in, throttle_out)
+        self._on_certificate = on_certificate or (lambda der: None)
         self._client_context = trust.client_context()
         self._server_context = trust.server_context()
         self._control: dict[NodeId, Connection] = {}
@@ -108,6 +111,11 @@ class PeerPool:
             self._past_bytes[0] + sum(connection.bytes_in for connection in self._live),
             self._past_bytes[1] + sum(connection.bytes_out for connection in self._live),
         )
+
+    def renew_contexts(self, trust: Trust) -> None:
+        """Prove who this node is by `trust`, the same node's, from the next handshake on; open sessions go on."""
+        self._client_context, self._server_context = trust.client_context(), trust.server_context()
+        self._trust = trust
 
     def forget(self, node: NodeId) -> None:
         """Close what is open to a peer that went away, so that the next call dials anew."""
@@ -205,6 +213,7 @@ class PeerPool:
             if certificate is None or self._trust.peer_node_id(certificate) != node:
                 await stream.aclose()
                 raise errors.Unreachable(f"{where} is not node {node[:12]}: its certificate names another")
+            self._on_certificate(certificate)
             connection = self._connection(stream, node, throttle_in, throttle_out)
             assert self._nursery is not None
             await self._nursery.start(self._run, connection)
@@ -259,7 +268,9 @@ class PeerPool:
         certificate = stream.peer_certificate_der()
         if stream.alpn() == ALPN_PEER and certificate is not None:
             self._trust.check_valid(time.time())
-            connection = self._connection(stream, self._trust.peer_node_id(certificate), None, None)
+            node = self._trust.peer_node_id(certificate)
+            self._on_certificate(certificate)
+            connection = self._connection(stream, node, None, None)
             with suppress(errors.Unreachable):  # its end is in the log of the connection already
                 await self._run(connection)
         elif self._serve_join is not None:
