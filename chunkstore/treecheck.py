@@ -1,15 +1,17 @@
 """Refuse trees that no folder on a disk can be.
 
 A manifest may come from anyone, and what it says is later done with the rights of the node. So every entry is checked
-before any is used: paths are relative, in order and unique; every parent is a folder, and never a symlink; hard
-links lead to earlier files; sizes, counts and attributes have limits; and holes are where an importer would have
-found them. A folder comes before what is in it, so that only the last component of a path is left to check.
+before any is used: paths are relative, in order and unique; every parent is a folder, and never a symlink; hard links
+lead to earlier files; sizes, counts and attributes have limits; there is no extended attribute that an importer would
+have left out; and holes are where it would have found them. A folder comes before what is in it, so that only the
+last component of a path is left to check.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable
 from operator import attrgetter
 
+from chunkstore.attributes import is_kept
 from chunkstore.codec import MAX_CHUNK_BYTES
 from chunkstore.digest import ID_BYTES
 from chunkstore.entries import EXTENT, Entry, Kind
@@ -130,6 +132,8 @@ def _check_xattrs(entry: Entry) -> None:
     for name, value in entry.xattrs:
         if name <= previous or len(name) > MAX_NAME_BYTES or 0 in name or len(value) > MAX_XATTR_VALUE_BYTES:
             raise ManifestInvalid(f"{printable(entry.path)}: impossible extended attribute, or out of order")
+        if not is_kept(name):
+            raise ManifestInvalid(f"{printable(entry.path)}: extended attribute {printable(name)} belongs to a machine")
         previous = name
         total += len(name) + len(value)
     if total > MAX_XATTR_BYTES:
