@@ -21,6 +21,8 @@ All keys are optional; an unknown key, or a value of the wrong type, is an error
                                        control.   random token if it is not there
                                        token
     log_format            "json"       "text"     one line an event, for people or for machines
+    log_level             "debug"      "info"     what is logged: "debug" (with traces of failures), "info", "warning"
+                                                  or "error", and what is graver
     ===================== ============ ========== ======================================================================
 
 Sizes, rates and durations are texts as in `p2player.quantities`, or plain numbers of bytes and seconds.
@@ -40,6 +42,7 @@ from p2player.quantities import parse_duration, parse_rate, parse_size
 
 GossipPreset = Literal["lan", "wan", "local"]
 LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 MAX_CONFIG_BYTES: Final = 64 << 10
 MAX_LABELS: Final = 32
@@ -68,6 +71,7 @@ class Settings:
     control_tcp: Address | None = None
     control_token_file: Path | None = None
     log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
 
     def preset_for(self, listen_host: str) -> GossipPreset:
         """The gossip preset of a node that listens on `listen_host`."""
@@ -222,4 +226,5 @@ READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "control_tcp": _loopback,
     "control_token_file": _absolute,
     "log_format": _one_of("text", "json"),
+    "log_level": _one_of("debug", "info", "warning", "error"),
 }

@@ -56,7 +56,7 @@ def run_node(
         settings = config.load(state.config)
         changes: dict[str, object] = {"limit_in": limit_in, "limit_out": limit_out, "log_format": log_format}
         settings = replace(settings, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
-        node = Node(state, settings, Log(settings.log_format), on_record)
+        node = Node(state, settings, Log(settings.log_format, settings.log_level), on_record)
         ports = listening.bind(node.identity.listen)
         try:
             trio.run(_serve, node, ports)

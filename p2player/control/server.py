@@ -2,13 +2,14 @@
 
 The unix socket is bound through a descriptor of its folder, since the path of a socket may have no more than 107 bytes
 and a state folder may lie deeper than that. Its mode is set by the umask at the moment of binding: there is no instant
-at which anyone but the owner could connect.
+at which anyone could connect who may not later. The mode of that folder says whether a group may (`group_may_use`).
 """
 
 import hmac
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from p2player import errors
+from p2player.addresses import is_loopback
 from p2player.control.endpoint import problem
 from p2player.statedir import write_atomic
 
@@ -30,8 +32,18 @@ BACKLOG = 128
 COOKIE = "p2player-token"
 
 
+def group_may_use(folder_mode: int) -> bool:
+    """Whether whoever gave the state folder this mode let its group in: the group may pass, and nobody else may.
+
+    That is 0710 or 0750. A folder that everybody may pass (0755, as `mkdir` makes them) was not opened for a group.
+    """
+    return folder_mode & (stat.S_IXGRP | stat.S_IXOTH) == stat.S_IXGRP
+
+
 def bind_unix(path: Path) -> socket.socket:
-    """A listening socket at `path`, mode 0600; a stale one there is replaced.
+    """A listening socket at `path`; a stale one there is replaced.
+
+    Its mode is 0600, or 0660 where its folder lets a group in.
 
     Raises:
         OSError: the folder is not ours to write.
@@ -41,7 +53,7 @@ def bind_unix(path: Path) -> socket.socket:
     try:
         with suppress(FileNotFoundError):
             os.unlink(path.name, dir_fd=folder)
-        before = os.umask(0o177)
+        before = os.umask(0o117 if group_may_use(os.fstat(folder).st_mode) else 0o177)
         try:
             listener.bind(f"/proc/self/fd/{folder}/{path.name}")
         finally:
@@ -61,7 +73,7 @@ def bind_loopback(host: str, port: int) -> socket.socket:
     Raises:
         Refused: `host` is no loopback address: the API is not made for the network.
     """
-    if host not in ("127.0.0.1", "::1", "localhost"):
+    if not is_loopback(host):
         raise errors.Refused(f"the control API listens on loopback only, not on {host}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

@@ -21,6 +21,7 @@ return_basis = "30m"
 control_tcp = "127.0.0.1:7421"
 control_token_file = "/etc/p2player/token"
 log_format = "json"
+log_level = "debug"
 
 [labels]
 rack = "r7"
@@ -42,6 +43,7 @@ def test_every_key_is_read() -> None:
         control_tcp=Address("127.0.0.1", 7421),
         control_token_file=Path("/etc/p2player/token"),
         log_format="json",
+        log_level="debug",
     )
 
 
@@ -96,6 +98,7 @@ def test_no_return_basis() -> None:
         ("control_tcp = 7421", "key 'control_tcp': must be a text"),
         ('control_token_file = "token"', "must be an absolute path"),
         ('log_format = "xml"', "must be one of text, json"),
+        ('log_level = "all"', "must be one of debug, info, warning, error"),
         ("limit_in = ", "not valid TOML"),
     ],
 )

@@ -47,3 +47,14 @@ def test_a_closed_stream_stops_nobody() -> None:
     Log(stream=out).error("into the void")
     with pytest.raises(ValueError, match="closed"):
         out.getvalue()
+
+
+def test_the_trace_of_a_failure_is_told_at_level_debug() -> None:
+    out = io.StringIO()
+    try:
+        raise ZeroDivisionError("oops")
+    except ZeroDivisionError as error:
+        Log(level="debug", stream=out).bind(part="x").failure("broke", error)
+    told, trace = out.getvalue().splitlines()
+    assert "broke" in told
+    assert "debug trace part=x" in trace and "Traceback" in trace
