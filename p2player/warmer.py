@@ -28,7 +28,6 @@ from p2player.proto.warming import Candidate, Copy, CopyRequest, plan_auto, plan
 PLACE_S = 3600.0
 AUTO_INTERVAL_S = 5.0
 AT_A_TIME = 4
-MAX_LAYERS_ASKED = 64
 
 
 class Warmer:
