@@ -1,4 +1,4 @@
-"""The node that lets others in: it makes invites and certifies who shows one.
+"""The node that lets others in: it makes invites, certifies who shows one, and renews what it certified.
 
 Everything it promises is on disk before it is said: the journal's fsync comes before the signature, and the signature
 is a function of the journalled grant. So a crash at any point leaves either no use of the invite, or one that the same
@@ -33,6 +33,7 @@ from p2player.net.certificates import (
     read_key,
     read_request,
     read_root,
+    renewal_due,
 )
 from p2player.net.invites import Contact, Token
 from p2player.net.register import Register
@@ -166,6 +167,30 @@ class Authority:
             if earlier is not None:
                 return earlier, self._sign(earlier)
             return self._grant(request.invite, wanted, Address(request.host, request.port), now)
+
+    def renew(self, csr: bytes, asker: NodeId, now: float) -> tuple[bytes, ...]:
+        """Certify a node for another 30 days; its chain. Blocks for an fsync.
+
+        A certificate that is not due for renewal is given again instead: asking often costs nothing, and who did not
+        hear the answer asks once more.
+
+        Args:
+            csr: PKCS #10 request, DER, for the asker's own key, name and site.
+            asker: the node that the session's certificate proves.
+
+        Raises:
+            Refused: it may not be renewed; the text says why.
+            Failed: the journal cannot be written; nothing was promised.
+        """
+        wanted = read_request(csr)
+        with self._lock:
+            held = self._register.judge_renewal(wanted, asker)
+            # One that is not valid yet is what a wrong clock of this machine once granted: it must not be kept.
+            if held.not_before <= now < renewal_due(held.not_before) - MAX_SKEW_S:
+                return self._sign(held)
+            grant = issuing.decide(held.public_key, held.name, held.site, now)
+            self._write(register.renewal_record(grant, now))
+            return self._sign(grant)
 
     def release(self, node: NodeId, now: float) -> bool:
         """Note that `node` has left: its name is free for others. False if it held none.

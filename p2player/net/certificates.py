@@ -90,6 +90,11 @@ class Request:
     site: str
 
 
+def renewal_due(not_before: float) -> float:
+    """From when on a certificate valid from `not_before` is to be renewed."""
+    return not_before + BACKDATE_S + RENEW_AFTER_S
+
+
 def read_key(pem: bytes) -> Ed25519PrivateKey:
     """Read what `key_pem` wrote.
 

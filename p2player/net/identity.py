@@ -29,8 +29,6 @@ from p2player.errors import Integrity, Refused, Usage
 from p2player.net import contexts, keyring
 from p2player.net.authority import Authority
 from p2player.net.certificates import (
-    BACKDATE_S,
-    RENEW_AFTER_S,
     CertificateError,
     NodeCertificate,
     chain_pem,
@@ -39,6 +37,7 @@ from p2player.net.certificates import (
     read_key,
     read_node,
     read_root,
+    renewal_due,
 )
 from p2player.net.issuing import key_pem
 from p2player.statedir import StateDir, write_atomic
@@ -165,7 +164,7 @@ class Identity:
 
     def needs_renewal(self, now: float) -> bool:
         """Whether the certificate is in its last 20 days."""
-        return now >= self.certificate.not_before + BACKDATE_S + RENEW_AFTER_S
+        return now >= renewal_due(self.certificate.not_before)
 
     def check_valid(self, now: float) -> None:
         """Check that this node may open sessions.

@@ -7,22 +7,24 @@ and changes nothing: it says whether a request may be granted. A grant is journa
 
     invite(id, hash of the secret, uses, expires)       made
     grant(invite, key, name, site, serial, validity)    a use of the invite by one key; the name is that node's
+    renew(key, serial, validity)                        that node's next certificate, under the same name and site
     release(node)                                       the node left: its name is free
 
 A use belongs to a key. Who repeats its request - the answer was lost, the authority crashed after the journal's fsync -
-has the same key and is given the same certificate again: `Grant` holds all that it is made of. Each record names
-a kind, and the first one the version of the journal; a record that this version does not know is refused.
+has the same key and is given the same certificate again, or what it was renewed to since: `Grant` holds all that
+a certificate is made of. Each record names a kind, and the first one the version of the journal; a record that this
+version does not know is refused.
 """
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from blake3 import blake3
 
-from gossip.messages import NodeId
+from gossip.messages import NodeId, node_id
 from p2player.errors import Refused
 from p2player.net.certificates import Grant, Request
 
@@ -67,6 +69,8 @@ class Register:
                 )
             case "grant":
                 self._apply_grant(record)
+            case "renew":
+                self._apply_renewal(record)
             case "release":
                 self._free_name(NodeId(record["node"]))
             case kind:
@@ -86,6 +90,15 @@ class Register:
         self._free_name(grant.node_id)
         self._granted[grant.node_id] = grant
         self._names[grant.name.casefold()] = grant.node_id
+
+    def _apply_renewal(self, record: Mapping[str, Any]) -> None:
+        node = node_id(bytes.fromhex(record["key"]))
+        self._granted[node] = replace(
+            self._granted[node],
+            serial=int(record["serial"], 16),
+            not_before=int(record["not_before"]),
+            not_after=int(record["not_after"]),
+        )
 
     def _free_name(self, node: NodeId) -> None:
         grant = self._granted.pop(node, None)
@@ -114,14 +127,32 @@ class Register:
         return None
 
     def _repeat(self, request: Request, earlier: Grant, now: float) -> Grant:
-        if self._granted.get(earlier.node_id) != earlier:
+        held = self._granted.get(earlier.node_id)
+        if held is None:
             raise Refused("the invite was used already, by this machine before it left: ask for a new one")
-        if now >= earlier.not_after:
+        if now >= held.not_after:
             raise Refused("the invite was used already, and the certificate made for it has expired: ask for a new one")
-        if (request.name, request.site) != (earlier.name, earlier.site):
-            site = f" at site {earlier.site}" if earlier.site else ""
-            raise Refused(f"the invite was used already, by this machine as {earlier.name}{site}: join under that name")
-        return earlier
+        if (request.name, request.site) != (held.name, held.site):
+            site = f" at site {held.site}" if held.site else ""
+            raise Refused(f"the invite was used already, by this machine as {held.name}{site}: join under that name")
+        return held
+
+    def judge_renewal(self, request: Request, asker: NodeId) -> Grant:
+        """The grant that `asker` may have renewed; it asked over a session that proved who it is.
+
+        Raises:
+            Refused: the request is for another key, name or site than the asker's, or it is no node of this register.
+        """
+        if node_id(request.public_key) != asker:
+            raise Refused("the certificate request is for another node's key than the one that sent it")
+        held = self._granted.get(asker)
+        if held is None:
+            raise Refused("this authority knows no such node, or it has left: it has to join with a new invite")
+        if (request.name, request.site) != (held.name, held.site):
+            raise Refused(
+                f"a certificate is renewed under the same name and site: {held.name}, {held.site or 'no site'}"
+            )
+        return held
 
     def check_name(self, request: Request) -> None:
         """Check that the name asked for is free, or this key's own.
@@ -168,6 +199,18 @@ def grant_record(invite_id: bytes | None, grant: Grant, address: str, now: float
         "not_before": grant.not_before,
         "not_after": grant.not_after,
         "address": address,
+        "at": now,
+    }
+
+
+def renewal_record(grant: Grant, now: float) -> Record:
+    """A node is to be certified anew, as `grant` says."""
+    return {
+        "kind": "renew",
+        "key": grant.public_key.hex(),
+        "serial": f"{grant.serial:x}",
+        "not_before": grant.not_before,
+        "not_after": grant.not_after,
         "at": now,
     }
 

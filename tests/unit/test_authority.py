@@ -13,11 +13,21 @@ from p2player.errors import Failed, Integrity, Refused, Usage
 from p2player.journal import Journal
 from p2player.net import issuing
 from p2player.net.authority import MAX_SKEW_S, Authority
-from p2player.net.certificates import NODE_VALIDITY_S, Request, check_chain, read_node
+from p2player.net.certificates import (
+    BACKDATE_S,
+    NODE_VALIDITY_S,
+    RENEW_AFTER_S,
+    NodeCertificate,
+    Request,
+    check_chain,
+    read_node,
+    read_root,
+)
 from p2player.net.invites import Contact, Token
 from p2player.proto.joining import JoinRequest
 from tests.support.meshes import NOW
 
+DAY_S = 86400.0
 CONTACT = Contact(NodeId("ab" * 16), Address("10.0.0.1", 7420))
 
 
@@ -43,6 +53,14 @@ class Office:
         csr = issuing.make_request(key, name, site)
         request = JoinRequest(token.invite, token.secret, csr, "10.0.0.2", 7420, now + ahead_s)
         return self.authority.admit(request, now)[1]
+
+    def renew(self, key: Ed25519PrivateKey, name: str, now: float, *, site: str = "") -> NodeCertificate:
+        chain = self.authority.renew(issuing.make_request(key, name, site), id_of(key), now)
+        check_chain(chain, self.root)
+        return read_node(chain[0], read_root(self.root)[0])
+
+    def journal_lines(self) -> int:
+        return (self.folder / "journal").read_bytes().count(b"\n")
 
 
 @pytest.fixture
@@ -152,6 +170,110 @@ def test_a_node_that_left_frees_its_name(office: Office) -> None:
     office.admit(office.invite(), new_key(), "a")
 
 
+def test_renewal(office: Office) -> None:
+    token, key = office.invite(), new_key()
+    first = read_node(office.admit(token, key, "a", site="s")[0], token.mesh_id)
+    now = NOW + 11 * DAY_S
+    renewed = office.renew(key, "a", now, site="s")
+    assert (renewed.node_id, renewed.name, renewed.site) == (first.node_id, "a", "s")
+    assert (renewed.not_before, renewed.not_after) == (now - BACKDATE_S, now + NODE_VALIDITY_S)
+    assert renewed.serial != first.serial
+    with pytest.raises(Refused, match="taken"):
+        office.admit(office.invite(), new_key(), "a")
+
+
+def test_asking_often_costs_nothing(office: Office) -> None:
+    """A certificate that is not due is given again: the journal grows by one line in ten days."""
+    token, key = office.invite(), new_key()
+    first = office.admit(token, key, "a")[0]
+    lines = office.journal_lines()
+    early = NOW + RENEW_AFTER_S - MAX_SKEW_S
+    assert office.renew(key, "a", early - 1).der == first
+    assert office.journal_lines() == lines
+    second = office.renew(key, "a", early)
+    assert second.der != first
+    office.restart()
+    assert office.renew(key, "a", early + DAY_S) == second
+    assert office.journal_lines() == lines + 1
+
+
+def test_an_expired_certificate_is_renewed_for_the_same_key(office: Office) -> None:
+    """An authority that was off for long renews itself, without an invite."""
+    key = new_key()
+    office.authority.found(Request(key.public_key().public_bytes_raw(), "first", ""), Address("h", 1), NOW)
+    assert office.renew(key, "first", NOW + 100 * DAY_S).not_after == NOW + 130 * DAY_S
+
+
+def test_a_grant_of_the_future_is_replaced(office: Office) -> None:
+    """The authority's clock was ahead when it renewed: once it is right, nodes must not get that certificate again."""
+    token, key = office.invite(), new_key()
+    office.admit(token, key, "a")
+    office.renew(key, "a", NOW + 1000 * DAY_S)
+    assert office.renew(key, "a", NOW + 11 * DAY_S).not_before == NOW + 11 * DAY_S - BACKDATE_S
+
+
+def test_the_request_must_be_the_askers_own(office: Office) -> None:
+    mine, theirs, stranger = new_key(), new_key(), new_key()
+    token = office.invite(uses=2)
+    office.admit(token, mine, "a")
+    office.admit(token, theirs, "b")
+    now, lines = NOW + 11 * DAY_S, office.journal_lines()
+    sound = issuing.make_request(mine, "a", "")
+    for csr, asker, told in (
+        (issuing.make_request(theirs, "b", ""), id_of(mine), "another node's key"),
+        (sound, id_of(theirs), "another node's key"),
+        (issuing.make_request(mine, "b", ""), id_of(mine), "same name and site: a, no site"),
+        (issuing.make_request(mine, "a", "s"), id_of(mine), "same name and site"),
+        (issuing.make_request(stranger, "a", ""), id_of(stranger), "knows no such node"),
+        (sound[:-1] + bytes([sound[-1] ^ 1]), id_of(mine), "not signed by its own key"),
+        (b"csr", id_of(mine), "malformed"),
+        (bytes(5000), id_of(mine), "oversize"),
+    ):
+        with pytest.raises(Refused, match=told):
+            office.authority.renew(csr, asker, now)
+    assert office.journal_lines() == lines
+
+
+def test_a_node_that_left_is_not_renewed(office: Office) -> None:
+    token, key = office.invite(), new_key()
+    office.admit(token, key, "a")
+    office.authority.release(id_of(key), NOW)
+    with pytest.raises(Refused, match="it has left"):
+        office.renew(key, "a", NOW + 11 * DAY_S)
+
+
+def test_no_renewal_that_is_not_on_disk(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    token, key = office.invite(), new_key()
+    office.admit(token, key, "a")
+    now = NOW + 11 * DAY_S
+
+    def full(self: Journal, record: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", full)
+        with pytest.raises(Failed, match="No space left"):
+            office.renew(key, "a", now)
+
+    def die(*arguments: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(issuing, "issue", die)
+        with pytest.raises(KeyboardInterrupt):
+            office.renew(key, "a", now)
+    granted = office.authority.granted()[id_of(key)]
+    office.restart()
+    assert office.renew(key, "a", now + 60).serial == granted.serial
+
+
+def test_a_repeated_join_after_a_renewal_gets_the_present_certificate(office: Office) -> None:
+    token, key = office.invite(), new_key()
+    office.admit(token, key, "a")
+    renewed = office.renew(key, "a", NOW + 11 * DAY_S)
+    assert office.admit(token, key, "a", now=NOW + 12 * DAY_S) == (renewed.der,)
+
+
 @pytest.mark.parametrize("ahead_s", [-MAX_SKEW_S - 1, MAX_SKEW_S + 1, 30 * 86400.0])
 def test_a_wrong_clock_is_told_and_costs_no_use(office: Office, ahead_s: float) -> None:
     token = office.invite()
@@ -218,7 +340,14 @@ def test_a_journal_of_another_mesh_is_refused(office: Office, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "record",
-    [{}, {"kind": "later"}, {"kind": "invite", "id": "zz"}, {"kind": "grant"}, {"kind": "begin", "version": 2}],
+    [
+        {},
+        {"kind": "later"},
+        {"kind": "invite", "id": "zz"},
+        {"kind": "grant"},
+        {"kind": "renew", "key": "00"},
+        {"kind": "begin", "version": 2},
+    ],
 )
 def test_a_record_that_is_not_understood_is_refused(office: Office, record: dict[str, object]) -> None:
     journal = Journal.open(office.folder / "journal")
