@@ -7,6 +7,11 @@ name again; another node is refused unless it takes the name over, which makes t
 When two sides of a partition each made one, the higher version wins, then the lower node id (then the later clock,
 for an owner that lost its state and counts again). The loser's layer is still there, by its id.
 
+Versions count 1, 2, 3, but nothing keeps a node from signing a large one, and above the largest there would be no
+next one: its owner would have the name for good. So no version is taken that is above the number of milliseconds
+since 1970, give or take a day (`latest_version`). That bound rises faster than anybody adds names, and what is above
+it now is taken when it is not any more: what is held still does not depend on the order in which entries came.
+
 Removing a name leaves a *tombstone*, the next version with `deleted` set, so that the name does not come back from a
 node that has not heard; it is kept for `TOMBSTONE_S`. An entry remembers the layers that the name pointed to before:
 these are the natural relatives of a new version when its bytes are to be moved.
@@ -25,6 +30,7 @@ from gossip.sketch import MAX_SKETCH_BYTES, resemblance
 Kind = Literal["base", "app"]
 
 TOMBSTONE_S: Final = 7 * 86400.0
+SKEW_S: Final = 86400.0
 MAX_PREVIOUS: Final = 8
 MIN_PREFIX: Final = 8
 _MAX_ENTRY_BYTES: Final = 4096
@@ -136,6 +142,11 @@ def decode(owner: NodeId, version: int, body: bytes) -> CatalogEntry:
         ),
         sketch=fields.raw(document.get("sketch"), 0, MAX_SKETCH_BYTES),
     )
+
+
+def latest_version(now: float) -> int:
+    """The highest version of a name that is taken from others at `now`: there is always a next one, soon."""
+    return int((now + SKEW_S) * 1000)
 
 
 def check_name(name: str) -> str:

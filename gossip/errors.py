@@ -45,6 +45,12 @@ class Replayed(GossipError):
     reason = "replayed"
 
 
+class Early(GossipError):
+    """A version that nobody can have come to by now; the same is taken once its time has come."""
+
+    reason = "early"
+
+
 class Full(GossipError):
     """The table has as many entries as it may ever have; a new one is not taken."""
 

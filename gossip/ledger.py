@@ -48,6 +48,9 @@ class Ledger(Replica):
         half_life_s: of popularity counts; the same on all nodes of a mesh.
         admit: whose records are kept; a record of anybody else is dropped, and taken when it comes again later.
         delta_bytes: about how long a delta of an exchange may be.
+
+    Attributes:
+        untold: what the last inventory had to leave out, and why; see `inventory.tellable`.
     """
 
     def __init__(
@@ -63,7 +66,12 @@ class Ledger(Replica):
         self._public_key = public_key
         self._sign = sign
         self._names: Table[CatalogEntry] = Table(
-            "names", MAX_NAMES, catalog.decode, lambda entry: entry.name, lambda entry: entry.rank
+            "names",
+            MAX_NAMES,
+            catalog.decode,
+            lambda entry: entry.name,
+            lambda entry: entry.rank,
+            catalog.latest_version,
         )
         self._inventories: Table[Inventory] = Table(
             "inventories", MAX_NODES, inventory.decode, lambda kept: kept.node, lambda kept: (kept.version,)
@@ -74,6 +82,7 @@ class Ledger(Replica):
         tables: tuple[Table[Any], ...] = (self._names, self._inventories, self._counters)
         super().__init__(public_key, verify, admit, tables, delta_bytes)
         self._tally = Tally(half_life_s)
+        self.untold: Mapping[str, str] = {}
         self._told: Inventory | None = None  # by this process; said again should an older self be louder
         self._catalog: Catalog | None = None
 
@@ -95,10 +104,13 @@ class Ledger(Replica):
         Returns:
             False when it differs too little from the last record to be worth telling (`inventory.worth_telling`).
 
-        Raises:
-            Malformed: a text or a number is out of bounds. Too many layers are no error: the record is cut.
+        Nothing in it is an error: what no peer would take is left out and named in `untold`, and what does not fit into
+        a record is cut.
         """
-        wanted = Inventory(self.node, 1, layers, free_bytes, load, labels, apps, sketch)
+        wanted, left_out = inventory.tellable(
+            Inventory(self.node, 1, layers, free_bytes, load, labels, apps, sketch)
+        )
+        self.untold = left_out
         wanted = inventory.fitting(wanted)
         if not inventory.worth_telling(self._told, wanted):
             return False
@@ -166,7 +178,8 @@ class Ledger(Replica):
         """Publish what was counted since the last time; False when there was nothing. Every minute or so is enough."""
         if not self._tally.dirty:
             return False
-        self._say(self._counters, self.node, self._tally.counters(self.node, 1, now).encode(), now)
+        counted = popularity.fitting(self._tally.counters(self.node, 1, now))
+        self._say(self._counters, self.node, counted.encode(), now)
         self._tally.dirty = False
         return True
 

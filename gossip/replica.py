@@ -219,6 +219,7 @@ class Replica:
         statement = table.read(row)
         if statement.owner != self.node and not admit(statement.owner):
             raise Stranger(f"node {statement.owner} is not of this mesh")
+        table.check_time(statement, now)
         held = table.offer(statement, self._verify)
         if held is not None and statement.owner == self.node:
             self._heard_myself(held.value, now)

@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, TypeVar
 from blake3 import blake3
 
 from gossip import fields
-from gossip.errors import Forged, Full, Malformed
+from gossip.errors import Early, Forged, Full, Malformed
 from gossip.messages import PUBLIC_KEY_BYTES, NodeId, node_id
 
 SIGNATURE_BYTES: Final = 64
@@ -80,6 +80,10 @@ class Held(Generic[V]):
     value: V
 
 
+def _no_limit(_now: float) -> int:
+    return fields.MAX_INTEGER
+
+
 def _message(table: str, version: int, body: bytes) -> bytes:
     return b"".join((_CONTEXT, table.encode(), b"\0", version.to_bytes(8, "big"), body))
 
@@ -93,6 +97,7 @@ class Table(Generic[V]):
         decode: (owner, version, body) to the value; raises `Malformed`.
         key: of a value.
         rank: of a value: a tuple that starts with its version; the larger wins.
+        limit: the highest version that others may have made at a time (wall clock); it never falls as time goes on.
     """
 
     def __init__(
@@ -102,12 +107,14 @@ class Table(Generic[V]):
         decode: Callable[[NodeId, int, bytes], V],
         key: Callable[[V], str],
         rank: Callable[[V], tuple[int, ...]],
+        limit: Callable[[float], int] = _no_limit,
     ) -> None:
         self.name = name
         self._most = most
         self._decode = decode
         self.key = key
         self._rank = rank
+        self._limit = limit
         self.held: dict[str, Held[V]] = {}
         self.floors: dict[str, Floor] = {}
 
@@ -136,6 +143,15 @@ class Table(Generic[V]):
         signature = fields.raw(signature, SIGNATURE_BYTES)
         print_ = blake3(_message(self.name, version, body) + public_key).digest(length=FINGERPRINT_BYTES)
         return Statement(node_id(public_key), version, body, public_key, signature, print_)
+
+    def check_time(self, statement: Statement, now: float) -> None:
+        """Refuse a version that cannot have been reached yet.
+
+        Raises:
+            Early: it may be taken later.
+        """
+        if statement.version > self._limit(now):
+            raise Early(f"version {statement.version} of a {self.name} record, too early")
 
     def offer(self, statement: Statement, verify: Verify) -> Held[V] | None:
         """Take a statement if it is better than what is here.

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from random import Random
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.catalog import NameTaken
+from gossip.catalog import CatalogEntry, NameTaken, latest_version
 from gossip.errors import Malformed
 from gossip.inventory import Holding
 from gossip.ledger import Ledger
 from gossip.sketch import resemblance, sketch
 from tests.support.ledgers import START_S as NOW
-from tests.support.ledgers import exchange, layer, ledger
+from tests.support.ledgers import exchange, key, layer, ledger, sign_as
+
+LATEST = latest_version(NOW)
 
 Step = Callable[[list[Ledger]], None]
 
@@ -98,6 +102,13 @@ def reader(*deltas: object) -> Ledger:
 histories = st.lists(steps, max_size=20)
 
 
+def _claimed(node: int, version: int) -> list[object]:
+    """A statement of `node` that takes the name `face` at `version`."""
+    book = ledger(node)
+    body = CatalogEntry("face", version, book.node, layer(node), "app", 1, 1).encode()
+    return book._names.sign(version, body, key(node), partial(sign_as, key(node))).row()
+
+
 @given(histories)
 def test_whoever_talks_ends_up_equal(history: list[Step]) -> None:
     books = grown(history)
@@ -131,6 +142,20 @@ def test_it_does_not_matter_who_merged_before(history: list[Step]) -> None:
     left = reader(reader(one, two).delta({}), three)
     right = reader(one, reader(two, three).delta({}))
     assert equal(left, right)
+
+
+claims = st.lists(st.tuples(nodes, st.sampled_from([1, 2, LATEST - 1, LATEST, LATEST + 1, LATEST + 2])), max_size=6)
+
+
+@given(claims, st.randoms(use_true_random=False))
+def test_versions_that_are_too_early_are_dropped_in_whatever_order(said: list[tuple[int, int]], rng: Random) -> None:
+    deltas = [{"names": [_claimed(node, version)]} for node, version in said]
+    one = reader(*deltas)
+    rng.shuffle(deltas)
+    other = reader(*deltas, *deltas)
+    assert equal(one, other)
+    taken = [version for _, version in said if version <= LATEST]
+    assert [entry.version for entry in one.names().values()] == ([max(taken)] if taken else [])
 
 
 @given(histories)

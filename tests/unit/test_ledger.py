@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gossip import fields, ledger, replica
-from gossip.catalog import TOMBSTONE_S, BadName, NameTaken
+from gossip.catalog import SKEW_S, TOMBSTONE_S, BadName, CatalogEntry, NameTaken
 from gossip.errors import Full, Malformed
 from gossip.inventory import Holding
 from gossip.ledger import FLOOR_S, Ledger
@@ -420,3 +420,47 @@ def test_a_full_mesh_fits_one_message() -> None:
 
 def test_no_change_is_false() -> None:
     assert not Changes()
+
+
+def claim(number: int, version: int) -> dict[str, Any]:
+    """A delta in which test node `number` claims the name `face` at `version`."""
+    body = CatalogEntry("face", version, node_id(key(number)), layer(number), "app", 1, 1).encode()
+    statement = ledgers.ledger(number)._names.sign(
+        version, body, key(number), lambda message: ledgers.sign_as(key(number), message)
+    )
+    return {"names": [statement.row()]}
+
+
+def test_no_version_captures_a_name_for_good() -> None:
+    owner, other = pair()
+    bind(owner, "face", 1)
+    exchange(owner, other)
+    assert owner.merge(claim(66, fields.MAX_INTEGER), now=NOW).dropped == {"early": 1}
+    assert owner.catalog()["face"].owner == owner.node
+    highest = int((NOW + SKEW_S) * 1000)
+    for book in (owner, other):
+        assert book.merge(claim(66, highest), now=NOW).names == {"face"}
+    assert bind(owner, "face", 1, takeover=True, now=NOW) == highest + 1
+    exchange(owner, other, NOW + 0.002)
+    assert other.catalog()["face"].owner == owner.node
+
+
+def test_what_comes_too_early_is_taken_when_its_time_has_come() -> None:
+    one, other = pair()
+    early, plain = claim(66, int((NOW + SKEW_S) * 1000) + 500), claim(67, 2)
+    for book, order in ((one, (early, plain)), (other, (plain, early))):
+        for delta in order:
+            book.merge(delta, now=NOW)
+        assert book.catalog()["face"].owner == node_id(key(67))
+    assert one.digest() == other.digest()
+    assert one.merge(early, now=NOW + 1).names == {"face"}
+    exchange(one, other, NOW + 1)
+    assert other.catalog()["face"].owner == node_id(key(66))
+
+
+def test_a_name_that_was_captured_before_is_free_after_a_restart() -> None:
+    captured = ledgers.ledger(1)
+    captured.merge(claim(66, fields.MAX_INTEGER), now=fields.MAX_INTEGER / 1000)
+    again = ledgers.ledger(1)
+    again.restore(captured.snapshot(), now=NOW)
+    assert "face" not in again.catalog()
