@@ -15,7 +15,7 @@ from p2player.proto.handoff import events, memory, messages, records
 from p2player.proto.handoff.destination import DestinationMachine
 from p2player.proto.handoff.events import Timer
 from p2player.proto.handoff.machine import HandoffConfig
-from p2player.proto.handoff.memory import Epitaph, Fate
+from p2player.proto.handoff.memory import Epitaph
 from p2player.proto.handoff.messages import Message, Offer
 from p2player.proto.handoff.source import SourceMachine
 from p2player.proto.handoff.table import End, KillPoint
@@ -258,17 +258,8 @@ class Node:
 
     def forget(self, migration: str) -> None:
         machine = self.machines.pop(migration)
-        entries = records.load(self.journals.pop(migration, []))
-        fate, epoch = Fate.KEPT, 0
-        for record in entries:
-            if isinstance(record, records.Committed | records.Restored):
-                fate, epoch = Fate.MOVED, record.epoch
-            elif isinstance(record, records.Forced):
-                fate, epoch = Fate.FORCED, record.epoch
-            elif isinstance(record, records.Refused | records.Superseded | records.Returned):
-                fate, epoch = Fate.KEPT, record.epoch
-        if entries or machine.end is End.SOURCE:
-            self.closed[migration] = Epitaph(machine.end, fate, epoch)
+        if self.journals.pop(migration, None) or machine.end is End.SOURCE:
+            self.closed[migration] = machine.epitaph
 
     # -- the engine
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from p2player.proto.handoff import events, messages, records
 from p2player.proto.handoff.events import Timer
 from p2player.proto.handoff.machine import HandoffConfig, Machine, Outcome, backoff, clip
+from p2player.proto.handoff.memory import Epitaph, Fate
 from p2player.proto.handoff.messages import Message, Offer
 from p2player.proto.handoff.table import End, Phase
 
@@ -76,6 +77,12 @@ class DestinationEnd(Machine):
     def owns(self) -> bool:
         """Whether the app belongs to this node because of this migration."""
         return self.at in (At.FINDING, At.RESTORING, At.RESTORED)
+
+    @property
+    def epitaph(self) -> Epitaph:
+        """What is to be remembered once it is over."""
+        moved = self._restored is not None and not self._superseded
+        return Epitaph(End.DESTINATION, Fate.MOVED if moved else Fate.KEPT, self.epoch)
 
     # -- the source's last words but Commit
 

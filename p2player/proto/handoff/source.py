@@ -62,6 +62,7 @@ class SourceMachine(SourceGrant):
         outcome: how it ended; None while it has not. `ended_at`: when that was decided.
         warning: of the after_restore hook at the destination.
         progress: bytes (done, total) of the request that the destination works on.
+        final_s: seconds that the final transfer took; None while, or where, that was not seen.
     """
 
     def __init__(self, offer: Offer, key: bytes, config: HandoffConfig, policy: RoundPolicy) -> None:
@@ -69,6 +70,8 @@ class SourceMachine(SourceGrant):
         self.key = key
         self.policy = policy
         self.progress = (0, 0)
+        self.final_s: float | None = None
+        self._asked_at = 0.0
         self._step = 0
         self._request: Message | None = None
         self._heard = 0.0
@@ -129,6 +132,12 @@ class SourceMachine(SourceGrant):
         return self.at in _PHASES and self._doomed is None
 
     @property
+    def froze(self) -> bool:
+        """Whether the app may be suspended here although it was not granted."""
+        suspended = self._frozen_at is not None and self.at in _PHASES
+        return suspended or (isinstance(self._ending, records.Aborted) and not self._settled)
+
+    @property
     def holds(self) -> bool:
         """Whether nobody but this migration may start, stop or remove the app here."""
         return not self.settled
@@ -173,6 +182,8 @@ class SourceMachine(SourceGrant):
             case events.Broke(token) if token == self._token:
                 self._token = None
                 self._on_broke(event)
+            case events.Advanced(done, total):
+                self.progress = (done, total)
             case events.Fired(timer):
                 self._on_timer(timer)
             case events.Cancel(reason) if self.cancellable:
@@ -211,6 +222,7 @@ class SourceMachine(SourceGrant):
                 self._rounded(pulled)
             case messages.Ready(step, pulled) if self._answers(At.FINAL_SENT, step):
                 self._clear(Timer.FREEZE)
+                self.final_s = self._now - self._asked_at
                 self._grant(pulled)
             case _:
                 pass  # late, or repeated
@@ -364,7 +376,7 @@ class SourceMachine(SourceGrant):
 
     def _ask(self, message: Message) -> None:
         self._request = message
-        self._heard = self._now
+        self._asked_at = self._heard = self._now
         self._silent = True
         self.progress = (0, 0)
         self._send(message)

@@ -2,8 +2,8 @@
 
     Committed -> Commit, destroy    Aborted, Returned -> Abort, resume    Forced -> Supersede, resume
 
-Both go on side by side, and each is repeated until it succeeds. The operator is told of the ending (`Finished`) when
-the app runs again; of a commit, when the destination acknowledged it, since its after_restore hook runs before that.
+Each is repeated until it succeeds. A commit is said at once, the others when the app runs again. The operator is told
+(`Finished`) then, too; of a commit, when the destination acknowledged it, since its after_restore hook runs before that.
 When both are done the journal may go (`Forget`).
 """
 
@@ -13,6 +13,7 @@ from enum import StrEnum
 from p2player.proto.handoff import events, messages, records
 from p2player.proto.handoff.events import Timer
 from p2player.proto.handoff.machine import HandoffConfig, Machine, Outcome, backoff
+from p2player.proto.handoff.memory import Epitaph, Fate
 from p2player.proto.handoff.messages import Message, Offer, Pulled
 from p2player.proto.handoff.records import Tally
 from p2player.proto.handoff.table import End, Phase
@@ -69,6 +70,17 @@ class SourceEnd(Machine):
         """Whether nothing is left to do on this node: another migration of the app may begin."""
         return self.at is At.OVER or self._settled
 
+    @property
+    def epitaph(self) -> Epitaph:
+        """What is to be remembered once it is over."""
+        match self._ending:
+            case records.Committed(epoch=epoch):
+                return Epitaph(End.SOURCE, Fate.MOVED, epoch)
+            case records.Forced(epoch=epoch):
+                return Epitaph(End.SOURCE, Fate.FORCED, epoch)
+            case _:
+                return Epitaph(End.SOURCE, Fate.KEPT, self.offer.epoch)
+
     # -- the ending
 
     def _end(self, ending: Ending) -> None:
@@ -82,7 +94,8 @@ class SourceEnd(Machine):
         if self._newest is not None:
             self._journal(ending)
         self._settle()
-        self._last_word()
+        if isinstance(ending, records.Committed):
+            self._last_word()
 
     def _restart_ending(self) -> None:
         """The node was restarted after the ending was written."""
@@ -91,7 +104,8 @@ class SourceEnd(Machine):
             self._settle()
         elif not isinstance(self._ending, records.Committed):
             self._finish()
-        self._last_word()
+        if self._may_speak:
+            self._last_word()
 
     def _settle(self) -> None:
         action: events.Action
@@ -124,7 +138,13 @@ class SourceEnd(Machine):
             self._journal(records.Settled(self._now, self.tally))
         if not isinstance(self._ending, records.Committed):
             self._finish(trouble)
+            self._last_word()
         self._close_if_possible()
+
+    @property
+    def _may_speak(self) -> bool:
+        """A commit is said at once; that the app stays, when it runs again and the row is final."""
+        return self._settled or isinstance(self._ending, records.Committed)
 
     def _last_word(self) -> None:
         self._attempt = 0
@@ -135,7 +155,7 @@ class SourceEnd(Machine):
 
     def _repeat_last_word(self) -> None:
         word = self._word()
-        if word is not None:
+        if word is not None and self._may_speak:
             self._send(word)
 
     def _word(self) -> Message | None:
@@ -170,6 +190,13 @@ class SourceEnd(Machine):
                 pass
 
     # -- what the operator is told
+
+    @property
+    def expected_outcome(self) -> Outcome | None:
+        """The outcome, also where only acknowledgements are open; None while it is undecided."""
+        if self.outcome is not None or self._ending is None:
+            return self.outcome
+        return self._told(self._ending, "")
 
     def _finish(self, trouble: str = "") -> None:
         if self.outcome is not None or self._ending is None:

@@ -1,0 +1,166 @@
+"""What peers say about migrations: to one that is open, about one that is over, or the beginning of one.
+
+A message is believed only from the other end of its migration, and only the sort that this end says. What a message
+asks of a migration that is not open is answered in the reply itself.
+"""
+
+import json
+from functools import partial
+from typing import Any
+
+import trio
+
+from gossip.messages import NodeId
+from p2player.apprecord import AppRecord
+from p2player.errors import P2PlayerError, Refused, Unreachable, Usage
+from p2player.migration.destination import DestinationWork, preflight
+from p2player.migration.register import Register
+from p2player.net.connection import Incoming
+from p2player.proto.handoff import events, memory, messages
+from p2player.proto.handoff.destination import DestinationMachine
+from p2player.proto.handoff.fields import Malformed, Text
+from p2player.proto.handoff.machine import HandoffConfig
+from p2player.proto.handoff.messages import Grant, Message, Offer
+from p2player.proto.handoff.table import End
+
+MAX_INCOMING = 32
+RECOVERY_S = 5.0
+
+_ID = Text(32, hex_digits=32)
+
+
+class Desk:
+    """Answers `handoff` and `migration.preflight`.
+
+    Args:
+        recovered: set once the migrations of earlier runs are open again; nothing is answered before.
+    """
+
+    def __init__(self, register: Register, config: HandoffConfig, recovered: trio.Event) -> None:
+        self._register = register
+        self._config = config
+        self._recovered = recovered
+
+    async def handoff(self, call: Incoming) -> dict[str, Any]:
+        """Serve `handoff {migration}` + message -> `{answer: message or None}`.
+
+        Raises:
+            Usage: that is no message, or not one for this end.
+            Refused: the migration is between other nodes.
+            Unreachable: the node is only starting.
+        """
+        await self._wait_recovered()
+        try:
+            migration, message = _ID.load(call.body.get("migration")), messages.decode(call.payload)
+        except Malformed as error:
+            raise Usage(f"malformed hand-off message: {error}") from None
+        peer = NodeId(call.peer)
+        each = self._register.get(migration)
+        if each is not None:
+            if each.machine.peer != peer:
+                raise Refused("this migration is between other nodes")
+            expected = messages.FROM_DESTINATION if each.machine.end is End.SOURCE else messages.FROM_SOURCE
+            if type(message).__name__ not in expected:
+                raise Usage(f"{type(message).__name__} is not for this end")
+            each.driver.post(events.Received(message))
+            return {}
+        answer = self._answer(migration, peer, message)
+        return {} if answer is None else {"answer": messages.encode(answer)}
+
+    def _answer(self, migration: str, peer: NodeId, message: Message) -> Message | None:
+        entry = self._register.history.get(migration)
+        if entry is not None:
+            if entry.peer != peer:
+                raise Refused("this migration is between other nodes")
+            return memory.answer(entry.epitaph, message)
+        match message:
+            case messages.Offer():
+                return self._begin_offered(migration, peer, message)
+            case messages.Grant():
+                return self._begin_asked(migration, peer, message)
+            case _:
+                return memory.answer_unknown(message)
+
+    def _begin_offered(self, migration: str, peer: NodeId, offer: Offer) -> Message | None:
+        try:
+            record = read_record(offer)
+            self._check_parties(peer, offer.source, offer.destination)
+            if sum(isinstance(each.machine, DestinationMachine) for each in self._register.all()) >= MAX_INCOMING:
+                raise Refused(f"{self._me()} takes part in {MAX_INCOMING} migrations already")
+        except P2PlayerError as error:
+            return messages.Failed(error.code, error.message)
+        self._begin(migration, peer, DestinationMachine.offered(offer, self._config), record)
+        return None
+
+    def _begin_asked(self, migration: str, peer: NodeId, grant: Grant) -> Message | None:
+        self._check_parties(peer, grant.source, grant.destination)
+        self._begin(migration, peer, DestinationMachine.asked(grant, self._config), None)
+        return None
+
+    def _begin(self, migration: str, peer: NodeId, machine: DestinationMachine, record: AppRecord | None) -> None:
+        register = self._register
+        make_work = partial(destination_work, register, migration, machine, record)
+        driver = register.admit(migration, machine, make_work)
+        register.start(driver, machine.begin(register.clock.now()))
+
+    def _check_parties(self, peer: NodeId, source: str, destination: str) -> None:
+        if source != peer or destination != self._register.parts.members.me:
+            raise Refused("this migration is between other nodes")
+
+    def _me(self) -> str:
+        return self._register.parts.name(self._register.parts.members.me)
+
+    async def preflight(self, call: Incoming) -> dict[str, Any]:
+        """Serve `migration.preflight` + offer -> `{refusals, base, app, basis}`: what a plan needs; nothing is begun.
+
+        Raises:
+            Usage: that is no offer.
+        """
+        await self._wait_recovered()
+        try:
+            offer = messages.decode(call.payload)
+        except Malformed as error:
+            raise Usage(f"malformed offer: {error}") from None
+        if not isinstance(offer, Offer):
+            raise Usage("not an offer")
+        read_record(offer)
+        register = self._register
+        checked = await preflight(register.parts, offer, register.bases, register.busy(offer.app_id))
+        return {
+            "refusals": list(checked.refusals),
+            "base": [checked.base.total, checked.base.missing],
+            "app": [checked.app.total, checked.app.missing],
+            "basis": checked.basis_bytes,
+        }
+
+    async def _wait_recovered(self) -> None:
+        with trio.move_on_after(RECOVERY_S):
+            await self._recovered.wait()
+            return
+        raise Unreachable(f"{self._me()} is only starting")
+
+
+def destination_work(
+    register: Register, migration: str, machine: DestinationMachine, record: AppRecord | None, folder: Any
+) -> DestinationWork:
+    """The hands of a destination machine."""
+    busy = partial(register.busy, machine.app_id, migration)
+    peer = NodeId(machine.peer)
+    return DestinationWork(register.parts, migration, peer, machine.app_id, folder, record, register.bases, busy)
+
+
+def read_record(offer: Offer) -> AppRecord:
+    """The app's record in an offer.
+
+    Raises:
+        Usage: it is none, or contradicts the offer.
+    """
+    try:
+        document = json.loads(offer.record)
+    except (ValueError, RecursionError):
+        raise Usage("the offer has no readable application record") from None
+    record = AppRecord.from_dict(document)
+    told = (record.id, record.name, record.backend, record.epoch, record.base, record.app)
+    if told != (offer.app_id, offer.app_name, offer.backend, offer.epoch, offer.base, offer.app):
+        raise Usage("the offer contradicts its application record")
+    return record

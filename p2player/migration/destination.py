@@ -1,0 +1,264 @@
+"""What the destination of a migration does when its machine says so."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from chunkstore.digest import LayerId
+from gossip.messages import NodeId
+from p2player import faults
+from p2player.apprecord import AppRecord
+from p2player.appstate import AppState
+from p2player.errors import Failed, NotFound
+from p2player.migration.basis import BasisShelf
+from p2player.migration.images import DestinationImages
+from p2player.migration.parts import Parts
+from p2player.migration.seams import Progress
+from p2player.proto.handoff import events
+from p2player.proto.handoff.events import Action, Result
+from p2player.proto.handoff.messages import Image, Message, Need, Offer, Pulled
+from p2player.proto.handoff.source_end import add_image
+from p2player.proto.roster import HolderHint
+from p2player.transfer import PullReport
+
+RESERVE_BYTES = 64 << 20
+
+
+class DestinationWork:
+    """One migration's hands at its destination.
+
+    Args:
+        folder: of the migration.
+        record: the app as the source has it; None after a restart of the node, when it was staged long ago.
+        busy: why another migration stands in the way of one of that app; empty when none does.
+
+    Attributes:
+        pulled: what came so far, by layer.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        migration: str,
+        peer: NodeId,
+        app_id: str,
+        folder: Path,
+        record: AppRecord | None,
+        bases: BasisShelf,
+        busy: Callable[[], str],
+    ) -> None:
+        self._parts = parts
+        self._migration = migration
+        self._peer = peer
+        self._app_id = app_id
+        self._folder = folder
+        self._record = record
+        self._bases = bases
+        self._busy = busy
+        self._images: DestinationImages | None = None
+        self.pulled: dict[str, Pulled] = {}
+        self.progress: Progress = _ignore
+
+    async def do(self, action: Action) -> Result:
+        match action:
+            case events.Preflight(offer):
+                return await self._preflight(offer)
+            case events.PullLayers(offer, key):
+                return await self._pull_layers(offer, key)
+            case events.PullImage(_, image, final):
+                return await self._pull_image(image, final)
+            case events.FindCopy(_, epoch):
+                return await self._find_copy(epoch)
+            case events.Restore(epoch, running):
+                return await self._restore(epoch, running)
+            case events.RunHook():
+                return await self._parts.apps.run_after_restore(self._app_id) or ""
+            case events.Discard(epoch):
+                await self._discard(epoch)
+                return None
+            case _:
+                raise Failed(f"a destination has no {type(action).__name__}")
+
+    def executed(self) -> bool:
+        """The apps service leaves an app staged exactly when nothing of it executed."""
+        try:
+            return self._parts.apps.record(self._app_id).state is not AppState.STAGED
+        except NotFound:
+            return False
+
+    async def mark(self, state: events.AppState) -> None:
+        """The states of a destination are those of the apps service."""
+
+    async def send(self, message: Message) -> Message | None:
+        return await self._parts.send(self._migration, self._peer, message)
+
+    def close(self) -> None:
+        """Nothing of the instance is read any more."""
+        if self._images is not None:
+            self._images.close()
+            self._images = None
+
+    # -- before the grant
+
+    async def _preflight(self, offer: Offer) -> events.Checked:
+        return await preflight(self._parts, offer, self._bases, self._busy())
+
+    async def _pull_layers(self, offer: Offer, key: bytes) -> events.LayersPulled:
+        if self._record is None:
+            raise Failed("the destination node was restarted")
+        moved = _Sum(self.progress)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pull_layer, "base", LayerId(offer.base), moved.part())
+                nursery.start_soon(self._pull_layer, "app", LayerId(offer.app), moved.part())
+        except ExceptionGroup as group:
+            raise faults.describe(group) from group
+        self.close()
+        self._images = await self._parts.in_thread(DestinationImages, self._folder, key)
+        basis = self._bases.find(offer.app_id)
+        if basis is not None:
+            progress = self._parts.from_thread(self.progress)
+            await self._parts.in_thread(self._images.seed, basis.folder, progress)
+        await self._parts.apps.stage(self._record)
+        return events.LayersPulled(self.pulled["base"], self.pulled["app"])
+
+    async def _pull_layer(self, what: str, layer: LayerId, progress: Progress) -> None:
+        def holders() -> list[HolderHint]:
+            others = [hint for hint in self._parts.layers.holder_hints(layer) if hint.node != self._peer]
+            return [self._parts.hint(self._peer), *others]
+
+        self.pulled[what] = _told(await self._parts.pulls.pull_layer(layer, holders, progress=progress))
+        await self._parts.layers.tree(layer)
+
+    async def _pull_image(self, image: Image, final: bool) -> Pulled:
+        images, parts = self._images, self._parts
+        if images is None:
+            raise Failed("the destination node was restarted")
+        pull = partial(
+            parts.pulls.pull_chunks,
+            images.vault,
+            holders=lambda: [parts.hint(self._peer)],
+            scope=self._migration,
+            progress=self.progress,
+        )
+        began_at = trio.current_time()
+        first = await pull(images.first_wants(image))
+        wants = await parts.in_thread(images.all_wants, image)
+        rest = await pull(wants)
+        target = parts.apps.state_path(self._app_id) if final else None
+        await parts.in_thread(images.place, image, target, parts.from_thread(self.progress))
+        both = first.merge(rest)
+        total = sum(wants.values())
+        pulled = Pulled(
+            total=total,
+            deduplicated=max(total - (both.total - both.deduplicated), 0),
+            transferred=both.transferred,
+            sources={str(node): count for node, count in both.sources.items()},
+            seconds=trio.current_time() - began_at,
+        )
+        self.pulled["instance"] = add_image(self.pulled.get("instance", Pulled()), pulled)
+        return pulled
+
+    # -- from the grant on
+
+    async def _find_copy(self, epoch: int) -> events.Found:
+        apps = self._parts.apps
+        try:
+            record = apps.record(self._app_id)
+        except NotFound:
+            return events.Found(owned=False, running=False)
+        running = await apps.engine_running(self._app_id)
+        if running and record.state is AppState.STAGED:
+            await apps.restore(self._app_id, epoch)  # take it over: it was started, and its record not written
+            return events.Found(owned=True, running=True)
+        return events.Found(owned=record.state is not AppState.STAGED and record.epoch >= epoch, running=running)
+
+    async def _restore(self, epoch: int, running: bool) -> events.Resumed:
+        if not running:
+            await self._parts.apps.set_state(self._app_id, AppState.STOPPED, epoch)
+            return events.Resumed()
+        started = await self._parts.apps.restore(self._app_id, epoch)
+        return events.Resumed(self._parts.since(started.at))
+
+    async def _discard(self, epoch: int) -> None:
+        self.close()
+        with suppress(NotFound):
+            record = self._parts.apps.record(self._app_id)
+            if record.state is AppState.STAGED or record.epoch <= epoch:
+                await self._parts.apps.discard(self._app_id)
+
+
+async def preflight(parts: Parts, offer: Offer, bases: BasisShelf, busy: str) -> events.Checked:
+    """Look for reasons to refuse an app, and at what of it is here already.
+
+    Args:
+        busy: why another migration stands in the way, if one does.
+    """
+    me = parts.members.name_of(parts.members.me)
+    base = await parts.in_thread(_need, parts, LayerId(offer.base), offer.base_bytes)
+    app = await parts.in_thread(_need, parts, LayerId(offer.app), offer.app_bytes)
+    refusals = [busy] if busy else []
+    for probe in await parts.apps.probes():
+        if probe.name == offer.backend:
+            if not probe.available:
+                refusals.append(f"backend {offer.backend} cannot be used on {me}: {probe.reason}")
+            break
+    else:
+        refusals.append(f"{me} has no backend {offer.backend}")
+    for record in parts.apps.records():
+        if record.id == offer.app_id:
+            refusals.append(f"{me} has {offer.app_name} already: it is {record.state.value}")
+        elif record.name == offer.app_name:
+            refusals.append(f"{me} has another app of the name {offer.app_name}")
+    # Chunks and tree of what is missing; chunks, last tree and new tree of the instance.
+    wanted = 2 * (base.missing + app.missing) + 3 * offer.instance_bytes + RESERVE_BYTES
+    free = await parts.in_thread(_free_bytes, parts.root)
+    if wanted > free:
+        refusals.append(f"no room on {me}: {wanted >> 20} MiB are needed, {free >> 20} MiB are free")
+    basis = bases.find(offer.app_id)
+    return events.Checked(tuple(refusals), base, app, 0 if basis is None else basis.size)
+
+
+def _need(parts: Parts, layer: LayerId, size: int) -> Need:
+    """For a worker thread: what is missing here of a layer that is `size` bytes large."""
+    record = parts.stock.layer(layer)
+    if record is None:
+        return Need(size, size)
+    return Need(record.size, min(sum(parts.stock.lacking(layer).values()), record.size))
+
+
+def _free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+def _told(report: PullReport) -> Pulled:
+    sources = {str(node): count for node, count in report.sources.items()}
+    return Pulled(report.total, report.deduplicated, report.transferred, sources, report.seconds)
+
+
+class _Sum:
+    """Two pulls at once as one progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._parts: list[tuple[int, int]] = []
+
+    def part(self) -> Progress:
+        """A callback for one of them."""
+        at = len(self._parts)
+        self._parts.append((0, 0))
+
+        def report(done: int, total: int) -> None:
+            self._parts[at] = (done, total)
+            self._progress(sum(part[0] for part in self._parts), sum(part[1] for part in self._parts))
+
+        return report
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Nobody watches."""
