@@ -4,6 +4,9 @@ Each works under STATE's lock, so that it never meets a running node. An identit
 `identity` by one rename after everything has succeeded. What a failed join leaves behind is only `joining.key`: a
 repetition uses it again, so that an authority which granted the first request, but could not say so, recognises the
 machine and gives the same answer although the token is used up.
+
+A node whose certificate has expired joins once more in the same way, with the key, name and site that it has. Its files
+are then replaced where they lie, each atomically and the certificate last.
 """
 
 import os
@@ -79,6 +82,7 @@ def init_mesh(
             listen=place,
             advertise=reached,
             members=[],
+            authorities=[],
         )
         _establish(state)
         return Identity.load(state)
@@ -96,8 +100,11 @@ def join_mesh(
 ) -> Identity:
     """Join the mesh that `token` invites to; blocks until the authority has answered. Arguments as `init_mesh`.
 
+    With an identity whose certificate has expired, this enrols the same node again: what is not given stays as it was.
+
     Raises:
-        Refused: the token is damaged, used, expired or unknown, the name is taken, or there is an identity already.
+        Refused: the token is damaged, used, expired or unknown, the name is taken, or there is an identity already that
+            has not expired, or is another mesh's or an authority's, or has another name or site than what is given.
         Unreachable: no authority answers.
         Usage: a name or an address is malformed.
     """
@@ -105,32 +112,39 @@ def join_mesh(
 
     from p2player.net.joining import Application, request_join
 
-    name, site = _node_name(name), _site(site)
-    place, reached = parse_address(listen or DEFAULT_LISTEN), _advertise(advertise)
+    place, reached = parse_address(listen) if listen else None, _advertise(advertise)
+    name, site = check_name("the node name", name) if name else None, _site(site)
     invitation = read_token(token)
     state = StateDir.open(state_dir)
     with locked(state):
-        _check_new(state)
-        place = _with_port(place)
-        key = _joining_key(state)
-        application = Application(key, name, site, place, reached)
+        before = _expired(state, invitation.mesh_id, clock())
+        if before is None:
+            name, place = _node_name(name), _with_port(place or parse_address(DEFAULT_LISTEN))
+            application = Application(_joining_key(state), name, site, place, reached)
+        else:
+            _check_same(before, name, site)
+            place, reached = _with_port(place or before.listen), reached or before.advertise
+            application = Application(before.key, before.name, before.site, place, reached)
         joined = trio.run(request_join, invitation, application, clock)
         contacts = [
             {"id": each.node, "host": each.address.host, "port": each.address.port} for each in invitation.contacts
         ]
         told = {row.get("id") for row in joined.members}
-        _clear_pending(state)
+        if before is None:
+            _clear_pending(state)
         write_identity(
-            state.pending_identity,
-            key=key,
+            state.pending_identity if before is None else state.identity,
+            key=application.key,
             chain=joined.chain,
             roots=[invitation.root],
             ring=joined.keyring,
             listen=place,
             advertise=reached,
             members=[*joined.members, *(row for row in contacts if row["id"] not in told)],
+            authorities=[each.node for each in invitation.contacts],
         )
-        _establish(state)
+        if before is None:
+            _establish(state)
         return Identity.load(state)
 
 
@@ -167,6 +181,28 @@ def _check_new(state: StateDir) -> None:
     if state.identity.exists():
         identity = Identity.load(state)
         raise Refused(f"{state.root} is already node {identity.name} of mesh {identity.mesh_name}")
+
+
+def _expired(state: StateDir, mesh_id: str, now: float) -> Identity | None:
+    """The identity of a node that may join that mesh once more, since its certificate has expired; None: it has none.
+
+    Raises:
+        Refused: it has one with which it may not.
+    """
+    if not state.identity.exists():
+        return None
+    identity = Identity.load(state)
+    if identity.mesh_id != mesh_id or not identity.is_expired(now):
+        raise Refused(f"{state.root} is already node {identity.name} of mesh {identity.mesh_name}")
+    if identity.is_authority:
+        raise Refused(f"node {identity.name} is an authority: it renews its own certificate when it is started")
+    return identity
+
+
+def _check_same(identity: Identity, name: str | None, site: str) -> None:
+    if name not in (None, identity.name) or site not in ("", identity.site):
+        site = f" at site {identity.site}" if identity.site else ""
+        raise Refused(f"this node is {identity.name}{site}, and is enrolled again as that only: give no other")
 
 
 def _establish(state: StateDir) -> None:

@@ -119,7 +119,7 @@ def join(
     """Enrol this node in the mesh that TOKEN is from.
 
     TOKEN is what `p2player invite` printed; `-` reads it from standard input, which keeps it out of the process list.
-    The authority's node must be running.
+    The authority's node must be running. A node whose certificate has expired is enrolled again, as what it was.
 
     \b
     Example:

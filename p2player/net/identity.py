@@ -3,13 +3,14 @@
     identity/  node.key      Ed25519 key (0600)
                node.pem      the node's certificate and what lies between it and the root, leaf first
                ca.pem        root certificates of the mesh; one in this version
-               node.json     {"version": 1, "listen": "HOST:PORT", "advertise": "HOST:PORT" or null}
+               node.json     {"version": 1, "listen": "HOST:PORT", "advertise": "HOST:PORT" or null,
+                              "authorities": [NODEID, ...]}: of the token that this node joined with
                keyring       gossip keys (see `keyring`)
                members.json  whom to gossip with first, as the authority told when the node joined
                authority/    on an authority only (see `authority`)
 
-The folder appears by one rename when `init` or `join` has succeeded, so it is there whole or not at all. Name, site and
-mesh are read from the certificates and stand nowhere else.
+The folder appears by one rename when `init` or `join` has succeeded, so it is there whole or not at all. A renewal
+replaces node.pem alone. Name, site and mesh are read from the certificates and stand nowhere else.
 """
 
 import json
@@ -22,7 +23,8 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gossip.messages import NodeId
+from gossip.errors import Malformed
+from gossip.messages import NodeId, parse_node_id
 from gossip.sealing import Keyring
 from p2player.addresses import Address, parse_address, reachable_host
 from p2player.errors import Integrity, Refused, Usage
@@ -44,6 +46,7 @@ from p2player.statedir import StateDir, write_atomic
 
 VERSION: Final = 1
 MAX_FILE_BYTES: Final = 1 << 20
+MAX_AUTHORITIES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Identity:
         chain: that and what lies between it and the root, DER.
         roots: the mesh's root certificates, DER.
         members: rows of plain values, whom to gossip with first.
+        authorities: who let this node in, and may renew its certificate; empty on the mesh's first node.
     """
 
     folder: Path
@@ -69,6 +73,7 @@ class Identity:
     chain: tuple[bytes, ...]
     roots: tuple[bytes, ...]
     members: tuple[Mapping[str, Any], ...]
+    authorities: tuple[NodeId, ...]
     key: Ed25519PrivateKey = field(repr=False, compare=False)
 
     @classmethod
@@ -84,7 +89,7 @@ class Identity:
             raise Refused(f"{state.root} holds no identity: run `p2player init` or `p2player join` first")
         try:
             return cls._read(folder)
-        except (CertificateError, Usage, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (CertificateError, Malformed, Usage, ValueError, KeyError, TypeError, RecursionError) as error:
             raise Integrity(f"the identity in {folder} is damaged: {error}") from None
         except OSError as error:
             raise Integrity(f"the identity in {folder} is damaged: {error.filename}: {error.strerror}") from None
@@ -105,6 +110,9 @@ class Identity:
         members = json.loads(_bytes(folder / "members.json"))
         if not isinstance(members, list) or not all(isinstance(row, dict) for row in members):
             raise CertificateError("members.json is no list of tables")
+        authorities = place.get("authorities", [])
+        if not isinstance(authorities, list) or len(authorities) > MAX_AUTHORITIES:
+            raise CertificateError("node.json names no list of authorities")
         return cls(
             folder=folder,
             mesh_id=mesh_id,
@@ -115,6 +123,7 @@ class Identity:
             chain=chain,
             roots=roots,
             members=tuple(members),
+            authorities=tuple(parse_node_id(each) for each in authorities),
             key=key,
         )
 
@@ -166,17 +175,21 @@ class Identity:
         """Whether the certificate is in its last 20 days."""
         return now >= renewal_due(self.certificate.not_before)
 
+    def is_expired(self, now: float) -> bool:
+        """Whether the certificate's time is over."""
+        return now > self.certificate.not_after
+
     def check_valid(self, now: float) -> None:
         """Check that this node may open sessions.
 
         Raises:
             Refused: its certificate has expired, or is not valid yet by this machine's clock.
         """
-        if now > self.certificate.not_after:
+        if self.is_expired(now):
             when = datetime.fromtimestamp(self.certificate.not_after, UTC)
             raise Refused(
                 f"the certificate of this node expired at {when:%Y-%m-%d %H:%M} UTC and no authority has renewed it: "
-                "no new sessions until it joins again"
+                "no new sessions until it is enrolled again with `p2player join TOKEN`"
             )
         if now < self.certificate.not_before:
             when = datetime.fromtimestamp(self.certificate.not_before, UTC)
@@ -228,15 +241,23 @@ def write_identity(
     listen: Address,
     advertise: Address | None,
     members: Sequence[Mapping[str, Any]],
+    authorities: Sequence[NodeId],
 ) -> None:
-    """Write all files of an identity into an existing folder, durably."""
-    place = {"version": VERSION, "listen": str(listen), "advertise": str(advertise) if advertise else None}
+    """Write all files of an identity into an existing folder, durably; the certificate last, so that an identity of the
+    same key that lies there is whole after a crash at any point.
+    """
+    place = {
+        "version": VERSION,
+        "listen": str(listen),
+        "advertise": str(advertise) if advertise else None,
+        "authorities": list(authorities),
+    }
     write_atomic(folder / "node.key", key_pem(key))
-    write_atomic(folder / "node.pem", chain_pem(chain), 0o644)
     write_atomic(folder / "ca.pem", chain_pem(roots), 0o644)
     write_atomic(folder / "node.json", json.dumps(place, indent=1).encode() + b"\n", 0o644)
     write_atomic(folder / "members.json", json.dumps(list(members), indent=1).encode() + b"\n", 0o644)
     keyring.write_keyring(folder / "keyring", ring)
+    write_atomic(folder / "node.pem", chain_pem(chain), 0o644)
 
 
 def _bytes(path: Path) -> bytes:

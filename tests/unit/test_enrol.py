@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ from p2player.net.identity import Identity
 from p2player.net.invites import read_token
 from p2player.net.joining import JoinDesk
 from p2player.proto.joining import JoinRequest
-from p2player.statedir import StateDir, locked
+from p2player.statedir import StateDir, locked, write_atomic
 from tests.support.offices import office
 
 HERE = "127.0.0.1:7420"
+DAY_S = 86400.0
 
 
 def init(root: Path, **changes: str | None) -> Identity:
@@ -231,3 +233,70 @@ async def test_a_node_that_left_may_come_back(tmp_path: Path) -> None:
         after = await join(root, str(at.token()))
     assert after.name == before.name
     assert after.node_id != before.node_id
+
+
+def long_ago() -> float:
+    """A clock at which a certificate is made that has expired today."""
+    return time.time() - 31 * DAY_S
+
+
+async def expired_node(root: Path, first: Identity) -> Identity:
+    """A node that joined 31 days ago, at a site, and was never renewed."""
+    async with office(first, clock=long_ago) as at:
+        token = str(at.token(now=long_ago()))
+        make = partial(enrol.join_mesh, root, token, name="south-1", site="south", listen=HERE, clock=long_ago)
+        return await trio.to_thread.run_sync(make)
+
+
+async def test_an_expired_node_is_enrolled_again(tmp_path: Path) -> None:
+    first, root = init(tmp_path / "north"), tmp_path / "south"
+    before = await expired_node(root, first)
+    with pytest.raises(Refused, match=r"expired .* enrolled again with `p2player join TOKEN`"):
+        before.check_valid(time.time())
+    async with office(first) as at:
+        token = str(at.token())
+        for name, site in (("other", None), (None, "north"), ("SOUTH-1", "south")):
+            with pytest.raises(Refused, match="this node is south-1 at site south"):
+                await trio.to_thread.run_sync(partial(enrol.join_mesh, root, token, name=name, site=site))
+        after = await trio.to_thread.run_sync(enrol.join_mesh, root, token)
+        with pytest.raises(Refused, match="already node south-1"):
+            await trio.to_thread.run_sync(enrol.join_mesh, root, token)
+        assert at.authority.granted()[after.node_id].not_after == after.certificate.not_after
+    after.check_valid(time.time())
+    assert after == Identity.load(StateDir(root))
+    assert (after.node_id, after.name, after.site) == (before.node_id, "south-1", "south")
+    assert (after.listen, after.advertise) == (before.listen, None)
+    assert after.authorities == before.authorities == (first.node_id,)
+    assert sorted(os.listdir(root)) == ["format", "identity", "lock"]
+
+
+async def test_enrolling_again_can_be_repeated_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash before the certificate, the last file, leaves the expired identity whole; the same token still does."""
+    first, root = init(tmp_path / "north"), tmp_path / "south"
+    before = await expired_node(root, first)
+
+    def die_before_certificate(path: Path, data: bytes, mode: int = 0o600) -> None:
+        if path.name == "node.pem":
+            raise KeyboardInterrupt
+        write_atomic(path, data, mode)
+
+    async with office(first) as at:
+        token = str(at.token())
+        with monkeypatch.context() as patch:
+            patch.setattr("p2player.net.identity.write_atomic", die_before_certificate)
+            with pytest.raises(KeyboardInterrupt):
+                await trio.to_thread.run_sync(enrol.join_mesh, root, token)
+        assert Identity.load(StateDir(root)).certificate == before.certificate
+        assert (await trio.to_thread.run_sync(enrol.join_mesh, root, token)).node_id == before.node_id
+
+
+async def test_who_is_not_enrolled_again(tmp_path: Path) -> None:
+    first = init(tmp_path / "north")
+    await expired_node(tmp_path / "south", first)
+    other = enrol.init_mesh(tmp_path / "other", mesh="hills", name="o", listen=HERE)
+    enrol.init_mesh(tmp_path / "old", mesh="coast", name="old", listen=HERE, clock=long_ago)
+    with pytest.raises(Refused, match="already node south-1 of mesh coast"):
+        enrol.join_mesh(tmp_path / "south", enrol.make_token(tmp_path / "other"))
+    with pytest.raises(Refused, match="renews its own certificate when it is started"):
+        enrol.join_mesh(tmp_path / "old", enrol.make_token(tmp_path / "old"))
+    assert other.authorities == ()

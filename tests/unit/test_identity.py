@@ -115,6 +115,22 @@ def test_a_later_version_is_refused(identity: Identity) -> None:
         load(identity)
 
 
+@pytest.mark.parametrize("authorities", [5, ["x"], [5], ["ab" * 16] * 9])
+def test_odd_authorities_are_told(identity: Identity, authorities: object) -> None:
+    path = identity.folder / "node.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "authorities": authorities}))
+    with pytest.raises(Integrity, match="is damaged"):
+        load(identity)
+
+
+def test_a_node_that_joined_before_authorities_were_noted(identity: Identity) -> None:
+    path = identity.folder / "node.json"
+    place = json.loads(path.read_text())
+    del place["authorities"]
+    path.write_text(json.dumps(place))
+    assert load(identity).authorities == ()
+
+
 def test_a_wildcard_is_reached_where_the_members_are(identity: Identity) -> None:
     (identity.folder / "node.json").write_text('{"version": 1, "listen": "0.0.0.0:7420", "advertise": null}')
     (identity.folder / "members.json").write_text('[{"id": "x"}, {"host": 5}, {"host": "127.0.0.1", "port": 7420}]')
