@@ -30,8 +30,8 @@ from backends.errors import ConfigError
 MAX_TEXT_BYTES = 64 * 1024
 MAX_WORDS = 1024
 MAX_VARIABLES = 256
-MAX_ADDRESSES = 32
-MAX_ADDRESS_CHARS = 255
+MAX_ADDRESSES = 32  # records and inventories take these two bounds as they are here
+MAX_ADDRESS_BYTES = 255
 MAX_SECONDS = 600.0
 
 ENGINES = frozenset({"runc", "lxd", "libvirt"})
@@ -120,7 +120,7 @@ class _Table:
     def addresses(self, key: str) -> tuple[str, ...]:
         addresses = self._strings(key, MAX_ADDRESSES) if key in self.document else ()
         for position, address in enumerate(addresses):
-            if not address or len(address) > MAX_ADDRESS_CHARS or not address.isprintable() or " " in address:
+            if not is_address(address):
                 raise ConfigError(f"{self._key(key)}[{position}]", "not an address")
         return addresses
 
@@ -146,6 +146,12 @@ class _Table:
         for position, word in enumerate(value):
             _check_text(word, f"{self._key(key)}[{position}]")
         return tuple(value)
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` may stand among an application's addresses: printable, without spaces, of bounded length."""
+    # Printable text has an encoding: it holds no lone surrogates.
+    return bool(text) and text.isprintable() and " " not in text and len(text.encode()) <= MAX_ADDRESS_BYTES
 
 
 def _check_text(value: object, where: str) -> None:

@@ -6,8 +6,8 @@ costs the mesh one row for each layer. What a record claims is a hint to whoever
 its digest verifies.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gossip import fields
@@ -19,7 +19,7 @@ from gossip.sketch import MAX_SKETCH_BYTES
 LAYER_ID_BYTES: Final = 32
 MAX_LAYERS: Final = 2048
 MAX_APPS: Final = 512
-MAX_ADDRESSES: Final = 16
+MAX_ADDRESSES: Final = 32
 MAX_ADDRESS_BYTES: Final = 256
 MAX_LABELS: Final = 32
 MAX_LABEL_BYTES: Final = 128
@@ -99,10 +99,7 @@ class Inventory:
             "free": self.free_bytes,
             "load": float(self.load),
             "labels": dict(sorted(self.labels.items())),
-            "apps": [
-                [row.id, row.name, row.backend, row.state, row.epoch, row.base, row.app, list(row.addresses)]
-                for row in self.apps
-            ],
+            "apps": [_app_columns(row) for row in self.apps],
             "sketch": self.sketch,
         }
         return fields.pack(document)
@@ -115,9 +112,7 @@ def decode(node: NodeId, version: int, body: bytes) -> Inventory:
         Malformed: the body has another form, or breaks a bound.
     """
     document = fields.table(fields.unpack(body, MAX_BODY_BYTES))
-    layers = {
-        fields.raw(row[0], LAYER_ID_BYTES): _holding(row) for row in fields.rows(document.get("layers"), 4, MAX_LAYERS)
-    }
+    layers = dict(_layer(row) for row in fields.rows(document.get("layers"), 4, MAX_LAYERS))
     labels = fields.table(document.get("labels"))
     if len(labels) > MAX_LABELS:
         raise Malformed(f"{len(labels)} labels where {MAX_LABELS} are allowed")
@@ -127,13 +122,65 @@ def decode(node: NodeId, version: int, body: bytes) -> Inventory:
         layers=layers,
         free_bytes=fields.integer(document.get("free")),
         load=fields.number(document.get("load"), MAX_LOAD),
-        labels={
-            fields.text(key, MAX_LABEL_BYTES): fields.text(value, MAX_LABEL_BYTES, empty=True)
-            for key, value in labels.items()
-        },
+        labels=dict(check_label(key, value) for key, value in labels.items()),
         apps=tuple(_app(row) for row in fields.rows(document.get("apps"), 8, MAX_APPS)),
         sketch=fields.raw(document.get("sketch"), 0, MAX_SKETCH_BYTES),
     )
+
+
+def check_label(key: object, value: object) -> tuple[str, str]:
+    """One label as it may be told: printable, the value perhaps empty, `MAX_LABEL_BYTES` each at most.
+
+    Raises:
+        Malformed: it is not.
+    """
+    return fields.text(key, MAX_LABEL_BYTES), fields.text(value, MAX_LABEL_BYTES, empty=True)
+
+
+def tellable(inventory: Inventory) -> tuple[Inventory, Mapping[str, str]]:
+    """The same inventory without what no peer would take, so that one bad text does not silence a node.
+
+    Returns:
+        The inventory, and what was left out: why, by a name for people.
+    """
+    left_out: dict[str, str] = {}
+
+    def kept(what: str, check: Callable[..., object], *values: object) -> bool:
+        try:
+            check(*values)
+        except Malformed as error:
+            left_out[what] = str(error)
+            return False
+        return True
+
+    def app(row: AppRow) -> AppRow:
+        sound = tuple(
+            address
+            for address in row.addresses
+            if kept(f"address {address!r} of app {row.name!r}", fields.text, address, MAX_ADDRESS_BYTES)
+        )
+        if len(sound) > MAX_ADDRESSES:
+            left_out[f"addresses of app {row.name!r}"] = f"the first {MAX_ADDRESSES} of {len(sound)} are told"
+        return replace(row, addresses=sound[:MAX_ADDRESSES])
+
+    labels = {key: value for key, value in inventory.labels.items() if kept(f"label {key!r}", check_label, key, value)}
+    for key in list(labels)[MAX_LABELS:]:
+        left_out[f"label {key!r}"] = f"{MAX_LABELS} labels are told"
+        del labels[key]
+    told = replace(
+        inventory,
+        layers={
+            id_: held
+            for id_, held in inventory.layers.items()
+            if kept(f"layer {id_.hex()}", _layer, [id_, *_columns(held)])
+        },
+        free_bytes=max(0, min(inventory.free_bytes, fields.MAX_INTEGER)),
+        load=max(0.0, min(inventory.load, MAX_LOAD)),
+        labels=labels,
+        apps=tuple(row for row in map(app, inventory.apps) if kept(f"app {row.name!r}", _app, _app_columns(row))),
+        sketch=inventory.sketch if len(inventory.sketch) <= MAX_SKETCH_BYTES else b"",
+    )
+    return told, left_out
 
 
 def fitting(inventory: Inventory) -> Inventory:
@@ -145,7 +192,7 @@ def fitting(inventory: Inventory) -> Inventory:
     layers = sorted(inventory.layers.items(), key=worth)[:MAX_LAYERS]
     apps = inventory.apps[:MAX_APPS]
     while True:
-        cut = _replaced(inventory, dict(layers), apps)
+        cut = replace(inventory, layers=dict(layers), apps=apps)
         if len(cut.encode()) <= MAX_BODY_BYTES or not (layers or apps):
             return cut
         if layers:
@@ -182,9 +229,14 @@ def _columns(held: Holding) -> list[int]:
     return [held.have, held.total, held.size]
 
 
-def _holding(row: list[Any]) -> Holding:
+def _layer(row: list[Any]) -> tuple[bytes, Holding]:
     total = fields.integer(row[2])
-    return Holding(fields.integer(row[1], 0, total), total, fields.integer(row[3]))
+    holding = Holding(fields.integer(row[1], 0, total), total, fields.integer(row[3]))
+    return fields.raw(row[0], LAYER_ID_BYTES), holding
+
+
+def _app_columns(row: AppRow) -> list[Any]:
+    return [row.id, row.name, row.backend, row.state, row.epoch, row.base, row.app, list(row.addresses)]
 
 
 def _app(row: list[Any]) -> AppRow:
@@ -200,17 +252,4 @@ def _app(row: list[Any]) -> AppRow:
         base=fields.raw(row[5], LAYER_ID_BYTES),
         app=fields.raw(row[6], LAYER_ID_BYTES),
         addresses=tuple(fields.text(address, MAX_ADDRESS_BYTES) for address in addresses),
-    )
-
-
-def _replaced(inventory: Inventory, layers: Mapping[bytes, Holding], apps: tuple[AppRow, ...]) -> Inventory:
-    return Inventory(
-        inventory.node,
-        inventory.version,
-        layers,
-        inventory.free_bytes,
-        inventory.load,
-        inventory.labels,
-        apps,
-        inventory.sketch,
     )

@@ -107,9 +107,7 @@ class Ledger(Replica):
         Nothing in it is an error: what no peer would take is left out and named in `untold`, and what does not fit into
         a record is cut.
         """
-        wanted, left_out = inventory.tellable(
-            Inventory(self.node, 1, layers, free_bytes, load, labels, apps, sketch)
-        )
+        wanted, left_out = inventory.tellable(Inventory(self.node, 1, layers, free_bytes, load, labels, apps, sketch))
         self.untold = left_out
         wanted = inventory.fitting(wanted)
         if not inventory.worth_telling(self._told, wanted):

@@ -17,7 +17,7 @@ not matter against days.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import nlargest
 from typing import Final, TypeVar
 
@@ -30,6 +30,7 @@ HALF_LIFE_S: Final = 7 * 86400.0
 LEAST: Final = 0.01
 MAX_COUNTERS: Final = 512
 MAX_COUNT: Final = 1e9
+_LIST_HEADS_BYTES: Final = 6  # by which the heads of three long lists are longer than those of empty ones
 
 Place = tuple[str, bytes]
 """A site and a layer."""
@@ -89,6 +90,33 @@ def decode(node: NodeId, version: int, body: bytes) -> Counters:
         bases={_layer(row[1]): _layer(row[2]) for row in starts},
         pulls={(_site(row[0]), _layer(row[1])): fields.number(row[2], MAX_COUNT) for row in pulls},
         moves={(_site(row[0]), _site(row[1])): fields.number(row[2], MAX_COUNT) for row in moves},
+    )
+
+
+def fitting(counters: Counters) -> Counters:
+    """The same counters cut to what a record may carry: the strongest stay, of whatever sort they are."""
+    left_bytes = MAX_BODY_BYTES - len(replace(counters, starts={}, pulls={}, moves={}).encode()) - _LIST_HEADS_BYTES
+    ranked = sorted(
+        [
+            *((count, "starts", key, [*key, counters.bases[key[1]], count]) for key, count in counters.starts.items()),
+            *((count, "pulls", key, [*key, count]) for key, count in counters.pulls.items()),
+            *((count, "moves", key, [*key, count]) for key, count in counters.moves.items()),
+        ],
+        key=lambda item: (-item[0], item[1], item[2]),
+    )
+    kept: dict[str, set[object]] = {"starts": set(), "pulls": set(), "moves": set()}
+    for _, sort, key, row in ranked:
+        left_bytes -= len(fields.pack(row))
+        if left_bytes < 0:
+            break
+        kept[sort].add(key)
+    starts = {key: count for key, count in counters.starts.items() if key in kept["starts"]}
+    return replace(
+        counters,
+        starts=starts,
+        bases={app: counters.bases[app] for _, app in starts},
+        pulls={key: count for key, count in counters.pulls.items() if key in kept["pulls"]},
+        moves={key: count for key, count in counters.moves.items() if key in kept["moves"]},
     )
 
 

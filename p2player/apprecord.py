@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from backends.config import MAX_ADDRESSES, is_address
 from backends.folders import remove_tree
 from chunkstore.digest import ID_BYTES, LayerId
 from p2player.appstate import AppState
@@ -22,7 +23,6 @@ from p2player.errors import Refused, Usage
 
 MAX_RECORD_BYTES = 512 * 1024
 MAX_CONFIG_CHARS = 64 * 1024
-MAX_ADDRESSES = 32
 MAX_TEXT = 255
 MAX_REASON = 500
 MAX_EPOCH = 2**53 - 1  # what every JSON reader can hold
@@ -30,6 +30,7 @@ MAX_EPOCH = 2**53 - 1  # what every JSON reader can hold
 _FORMAT = 1
 _ID = re.compile(r"[0-9a-f]{32}")
 _HEX_LAYER = re.compile(rf"[0-9a-f]{{{2 * ID_BYTES}}}")
+_BACKEND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -89,7 +90,7 @@ class AppRecord:
         if fields.get("format", int) != _FORMAT:
             raise BadRecord(f"application record: unknown format {fields.get('format', int)}")
         addresses = fields.get("addresses", list)
-        if len(addresses) > MAX_ADDRESSES or not all(isinstance(a, str) and len(a) <= MAX_TEXT for a in addresses):
+        if len(addresses) > MAX_ADDRESSES or not all(isinstance(a, str) and is_address(a) for a in addresses):
             raise BadRecord("application record: bad addresses")
         epoch = fields.get("epoch", int)
         if not 1 <= epoch <= MAX_EPOCH:
@@ -104,7 +105,7 @@ class AppRecord:
         return cls(
             id=fields.text("id", _ID),
             name=fields.text("name", _NAME),
-            backend=fields.text("backend"),
+            backend=fields.text("backend", _BACKEND),
             base=LayerId(bytes.fromhex(fields.text("base", _HEX_LAYER))),
             app=LayerId(bytes.fromhex(fields.text("app", _HEX_LAYER))),
             config=fields.text("config", most=MAX_CONFIG_CHARS),

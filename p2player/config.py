@@ -8,8 +8,8 @@ All keys are optional; an unknown key, or a value of the wrong type, is an error
     limit_in, limit_out   "80Mbit/s"   no cap     caps on what this node receives and sends, all sessions together
     gossip_preset         "lan"        see right  timing of the gossip: "lan", "wan" or "local"; by default "local" for
                                                   a node that listens on loopback only, else "lan"
-    labels                table        none       what this node tells others about itself: up to 32 short texts,
-                                                  for example `{ rack = "r7", metered = "yes" }`
+    labels                table        none       what this node tells others about itself: up to 32 printable
+                                                  texts of 128 bytes at most, such as `{ rack = "r7", metered = "yes" }`
     store_high_watermark  0.90         0.90       collecting starts when so much of the file system is used ...
     store_low_watermark   0.80         0.80       ... and evicts unused layers until no more than this is
     warm_auto             true         false      place popular layers ahead of need without being asked
@@ -36,6 +36,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from gossip.errors import Malformed
+from gossip.inventory import MAX_LABEL_BYTES, MAX_LABELS, check_label
 from p2player.addresses import Address, is_loopback, parse_address
 from p2player.errors import Refused, Usage
 from p2player.quantities import parse_duration, parse_rate, parse_size
@@ -45,8 +47,6 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 MAX_CONFIG_BYTES: Final = 64 << 10
-MAX_LABELS: Final = 32
-MAX_LABEL_CHARS: Final = 64
 MAX_RETURN_BASIS_S: Final = 30 * 86400.0
 
 _NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -186,8 +186,12 @@ def _labels(value: object) -> Mapping[str, str]:
     for key, text in value.items():
         if not isinstance(text, str):
             raise Usage(f"label {key!r} must be a text in quotes, not {_kind(text)}")
-        if not 0 < len(key) <= MAX_LABEL_CHARS or len(text) > MAX_LABEL_CHARS:
-            raise Usage(f"label {key!r} is empty or longer than {MAX_LABEL_CHARS} characters")
+        try:
+            check_label(key, text)
+        except Malformed:
+            raise Usage(
+                f"label {key!r} is empty, or it or its text is not printable or longer than {MAX_LABEL_BYTES} bytes"
+            ) from None
     return MappingProxyType(dict(value))
 
 

@@ -77,6 +77,7 @@ def test_nothing_is_required_of_every_backend() -> None:
         ("hooks = []", "hooks", "must be a table"),
         ("addresses = ['a b']", "addresses[0]", "not an address"),
         ("addresses = ['']", "addresses[0]", "not an address"),
+        (f"addresses = ['{'é' * 128}']", "addresses[0]", "not an address"),
         (f"addresses = {['a'] * 33}", "addresses", "more than 32"),
         (f"command = {['a'] * 1025}", "command", "more than 1024"),
         ("stop_timeout_s = 0", "stop_timeout_s", "above 0"),

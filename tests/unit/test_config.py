@@ -54,6 +54,10 @@ def test_the_table_of_keys_is_complete() -> None:
     assert all(f"{key} =" in EVERYTHING or key == "labels" for key in config.READERS)
 
 
+def test_a_label_may_be_as_long_as_the_mesh_takes_it() -> None:
+    assert parse(f"[labels]\nrack = '{'é' * 64}'").labels == {"rack": "é" * 64}
+
+
 def test_defaults(tmp_path: Path) -> None:
     assert load(tmp_path / "config.toml") == parse("") == Settings()
     assert Settings().return_basis_s == 3600.0
@@ -91,6 +95,10 @@ def test_no_return_basis() -> None:
         ("labels = 'rack'", "key 'labels': must be a table"),
         ("[labels]\nrack = 7", "label 'rack' must be a text"),
         ("[labels]\n'' = 'x'", "label '' is empty"),
+        (f"[labels]\nrack = '{'x' * 129}'", "label 'rack' is empty, or it or its text is not printable"),
+        (f"[labels]\n'{'é' * 65}' = ''", "key 'labels'"),
+        ('[labels]\nrack = "a\\nb"', "label 'rack'"),
+        ('[labels]\n"a\\u001b" = "x"', "key 'labels'"),
         ("\n".join(["[labels]", *(f"a{n} = 'x'" for n in range(33))]), "holds 33 labels"),
         ('control_tcp = "0.0.0.0:7421"', "never offered to a network"),
         ('control_tcp = "10.0.0.1:7421"', "never offered to a network"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from backends.config import MAX_ADDRESS_BYTES, MAX_ADDRESSES, is_address
 from gossip import fields, inventory
 from gossip.errors import Malformed
 from gossip.inventory import AppRow, Holding, Inventory
@@ -63,7 +64,7 @@ def test_fields_of_a_later_version_are_left_alone() -> None:
         ("labels", {"": "x"}),
         ("labels", {str(n): "x" for n in range(inventory.MAX_LABELS + 1)}),
         ("apps", [["id"]]),
-        ("apps", [["id", "name", "runc", "running", 1, layer(1), layer(2), ["x"] * 17]]),
+        ("apps", [["id", "name", "runc", "running", 1, layer(1), layer(2), ["x"] * 33]]),
         ("apps", [["id", "na\nme", "runc", "running", 1, layer(1), layer(2), []]]),
         ("sketch", b"s" * 2000),
         ("sketch", None),
@@ -79,6 +80,47 @@ def test_whatever_breaks_a_bound_is_refused(key: str, value: Any) -> None:
 def test_what_is_no_record_is_refused(body: bytes) -> None:
     with pytest.raises(Malformed):
         inventory.decode(NODE, 5, body)
+
+
+def test_what_no_peer_would_take_is_left_out_and_the_rest_is_told() -> None:
+    bad = replace(
+        RECORD,
+        layers={**RECORD.layers, layer(3): Holding(2, 1, 5)},
+        free_bytes=1 << 60,
+        load=1e9,
+        labels={**RECORD.labels, "x" * 129: "long", "rack": "a\nb", "": "x"},
+        apps=(APP, replace(APP, name="na\nme"), replace(APP, name="shop", addresses=("", "x" * 257, "10.0.0.8:80"))),
+        sketch=b"s" * 2000,
+    )
+    told, left_out = inventory.tellable(bad)
+    assert inventory.decode(NODE, 5, told.encode()) == told
+    assert (told.layers, told.labels) == (RECORD.layers, RECORD.labels)
+    assert told.apps == (APP, replace(APP, name="shop", addresses=("10.0.0.8:80",)))
+    assert len(left_out) == 7
+    assert "label 'rack'" in left_out
+    assert "address '' of app 'shop'" in left_out
+
+
+def test_a_sound_inventory_is_told_as_it_is() -> None:
+    assert inventory.tellable(RECORD) == (RECORD, {})
+
+
+def test_too_many_labels_and_addresses_are_cut() -> None:
+    labels = {f"l{n}": "x" for n in range(inventory.MAX_LABELS + 2)}
+    addresses = tuple(f"10.0.0.{n}" for n in range(inventory.MAX_ADDRESSES + 2))
+    told, left_out = inventory.tellable(replace(RECORD, labels=labels, apps=(replace(APP, addresses=addresses),)))
+    assert inventory.decode(NODE, 5, told.encode()) == told
+    assert len(told.labels) == inventory.MAX_LABELS
+    assert told.apps[0].addresses == addresses[: inventory.MAX_ADDRESSES]
+    assert len(left_out) == 3
+
+
+def test_an_inventory_takes_every_address_that_a_configuration_may_have() -> None:
+    longest = "é" * (MAX_ADDRESS_BYTES // 2)
+    assert is_address(longest)
+    told = replace(RECORD, apps=(replace(APP, addresses=(longest,) * MAX_ADDRESSES),))
+    assert inventory.tellable(told) == (told, {})
+    assert inventory.decode(NODE, 5, told.encode()) == told
 
 
 def test_a_node_with_too_much_tells_what_is_whole_and_large_first() -> None:

@@ -464,3 +464,23 @@ def test_a_name_that_was_captured_before_is_free_after_a_restart() -> None:
     again = ledgers.ledger(1)
     again.restore(captured.snapshot(), now=NOW)
     assert "face" not in again.catalog()
+
+
+def test_a_text_that_no_peer_would_take_costs_itself_only() -> None:
+    one, other = pair()
+    labels = {"cost": "3", "rack": "x" * 129}
+    assert one.publish_inventory(layers={}, free_bytes=5, load=0.5, labels=labels, apps=(), now=NOW)
+    assert list(one.untold) == ["label 'rack'"]
+    exchange(one, other)
+    assert other.inventories()[one.node].labels == {"cost": "3"}
+
+
+def test_more_counters_than_a_record_holds_are_published_as_far_as_they_fit() -> None:
+    one, other = pair()
+    for number in range(512):
+        one.count_start(f"{number:03}".ljust(64, "a"), layer(number), layer(1), now=NOW)
+        one.count_pull(f"{number:03}".ljust(64, "b"), layer(number), now=NOW)
+        one.count_move(f"{number:03}".ljust(64, "a"), f"{number:03}".ljust(64, "b"), now=NOW)
+    assert one.publish_popularity(now=NOW)
+    exchange(one, other)
+    assert other.popularity(now=NOW).sites()

@@ -88,6 +88,23 @@ def test_only_the_strongest_counters_are_published() -> None:
     assert popularity.decode(NODE, 1, record.encode()) == record
 
 
+def test_what_does_not_fit_into_a_record_is_cut_weakest_first() -> None:
+    counted, sites = Tally(), [f"{n:03}".ljust(64, "x") for n in range(popularity.MAX_COUNTERS)]
+    for number, site in enumerate(sites):
+        counted.start(site, layer(number), BASE, NOW)
+        counted.pull(site, layer(number), NOW)
+        counted.move(site, sites[number - 1], NOW)
+    counted.start(sites[7], layer(7), BASE, NOW)
+    counted.move(sites[9], sites[8], NOW)
+    whole = counted.counters(NODE, 1, NOW)
+    assert len(whole.encode()) > MAX_BODY_BYTES
+    cut = popularity.fitting(whole)
+    assert MAX_BODY_BYTES - 200 < len(cut.encode()) <= MAX_BODY_BYTES
+    assert popularity.decode(NODE, 1, cut.encode()) == cut
+    assert cut.starts[sites[7], layer(7)] == cut.moves[sites[9], sites[8]] == 2.0
+    assert popularity.fitting(cut) == cut
+
+
 def test_a_clock_that_goes_back_makes_nothing_grow() -> None:
     counted = tally()
     counted.start("north", APP, BASE, NOW - 100 * HALF_LIFE_S)
