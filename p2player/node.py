@@ -18,7 +18,7 @@ import trio
 from backends.registry import builtin
 from chunkstore.digest import LayerId
 from chunkstore.store import ChunkStore
-from gossip.config import LAN, LOCAL, WAN, GossipConfig
+from gossip.config import PRESETS
 from gossip.errors import Malformed
 from gossip.inventory import AppRow
 from gossip.ledger import Ledger
@@ -47,6 +47,7 @@ from p2player.net.identity import Identity
 from p2player.net.invites import Contact
 from p2player.net.joining import JoinDesk
 from p2player.net.peers import PeerPool
+from p2player.net.releasing import release
 from p2player.net.shaping import Shaper
 from p2player.operations import Operations
 from p2player.presence import Presence
@@ -60,7 +61,6 @@ from p2player.warmer import Warmer
 
 DRAIN_POLL_S = 0.05
 REMEMBER_S = 30.0
-PRESETS: dict[str, GossipConfig] = {"lan": LAN, "wan": WAN, "local": LOCAL}
 
 
 class Node:
@@ -191,6 +191,7 @@ class Node:
             self._app_rows,
             settings.labels,
             self._gossip.announce,
+            log,
         )
         self.layers = layers = Layers(
             store,
@@ -276,7 +277,7 @@ class Node:
             self.log.info("peer changed", name=new.name, state=new.state.value)
             self.events.emit("peer.changed", name=new.name, id=new.id, site=new.site, state=new.state.value)
         if authority is not None and new.state is MemberState.LEFT:
-            self._nursery.start_soon(trio.to_thread.run_sync, authority.release, new.id, time.time())
+            self._nursery.start_soon(release, authority, new.id, self.log)
 
     def _on_ledger(self, changes: Changes) -> None:
         for name in changes.lost:

@@ -1,7 +1,7 @@
 """What a node remembers of the mesh over a restart: members and ledger, in STATE/gossip.
 
 Losing it costs nothing but time: the mesh tells everything again. So a file that cannot be read is put aside and
-reported, and never stops a node.
+reported, one that cannot be written is reported and tried again later, and neither stops a node.
 """
 
 import time
@@ -52,9 +52,12 @@ class Remembered:
             self._put_aside(self._ledger, error)
 
     def keep(self, members: Mapping[str, Any], ledger: bytes) -> None:
-        """Replace both files."""
-        write_atomic(self._members, msgpack.packb(members, use_bin_type=True))
-        write_atomic(self._ledger, ledger)
+        """Replace both files; on a full disk, say, the old ones stay as they are."""
+        try:
+            write_atomic(self._members, msgpack.packb(members, use_bin_type=True))
+            write_atomic(self._ledger, ledger)
+        except OSError as error:
+            self._log.warning("cannot keep what is known of the mesh", error=str(error))
 
     def warm_auto(self, default: bool) -> bool:
         """Whether automatic warming was switched on or off by hand; else `default`."""
@@ -81,4 +84,7 @@ class Remembered:
 
     def _put_aside(self, path: Path, error: Exception) -> None:
         self._log.warning("what was remembered is damaged and put aside", file=str(path), error=str(error))
-        path.replace(path.with_name(path.name + ".damaged"))
+        try:
+            path.replace(path.with_name(path.name + ".damaged"))
+        except OSError as failure:
+            self._log.warning("a damaged file could not be put aside", file=str(path), error=str(failure))
