@@ -9,11 +9,13 @@ young from being added until a layer refers to it, for an hour at least and two 
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 from chunkstore.digest import ID_BYTES, ChunkId
 from chunkstore.index import Index
 
 _YOUNG_S = 3600.0
+_SLICE_IDS = 1 << 16
 
 
 class Leases:
@@ -29,11 +31,20 @@ class Leases:
 
     def lease(self, ids: Iterable[ChunkId], ttl_s: float, owner: str) -> None:
         """Spare `ids` for `ttl_s` seconds, or until `release(owner)`."""
+        self._lease(ids, ttl_s, owner, instead=False)
+
+    def renew(self, ids: Iterable[ChunkId], ttl_s: float, owner: str) -> None:
+        """Spare `ids` in the place of what `owner` leased before; there is no moment in which neither holds."""
+        self._lease(ids, ttl_s, owner, instead=True)
+
+    def _lease(self, ids: Iterable[ChunkId], ttl_s: float, owner: str, *, instead: bool) -> None:
         names = set(ids)
+        in_order = iter(names)
+        slices = iter(lambda: b"".join(islice(in_order, _SLICE_IDS)), b"")
         now = self._clock()
         with self._index.write() as db:
-            db.execute("DELETE FROM leases WHERE expires_s <= ?", (now,))
-            db.execute("INSERT INTO leases VALUES (?, ?, ?)", (owner, now + ttl_s, b"".join(names)))
+            db.execute("DELETE FROM leases WHERE expires_s <= ? OR (? AND owner = ?)", (now, instead, owner))
+            db.executemany("INSERT INTO leases VALUES (?, ?, ?)", ((owner, now + ttl_s, joined) for joined in slices))
             self._tell(names)
 
     def release(self, owner: str) -> None:

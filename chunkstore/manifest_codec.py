@@ -49,8 +49,9 @@ def encode_rows(entries: Sequence[Entry], size: int) -> Iterator[bytes]:
         ManifestInvalid: the encoding is too large.
     """
     packer = msgpack.Packer(use_bin_type=True)
-    total = 0
-    yield packer.pack((_MAGIC, _VERSION, len(entries), size))
+    header = packer.pack((_MAGIC, _VERSION, len(entries), size))
+    total = len(header)
+    yield header
     for entry in entries:
         row = packer.pack(_row(entry))
         total += len(row)

@@ -327,6 +327,10 @@ class ChunkStore:
         """Spare `ids` (here or not) from gc for `ttl_s` seconds or until released. Survives a restart."""
         self._leases.lease(ids, ttl_s, owner)
 
+    def renew(self, ids: Iterable[ChunkId], ttl_s: float, owner: str) -> None:
+        """As `lease`, in the place of every lease of `owner`, in one step."""
+        self._leases.renew(ids, ttl_s, owner)
+
     def release(self, owner: str) -> None:
         """End every lease of `owner`."""
         self._leases.release(owner)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chunkstore import sweep
+from chunkstore import leases, sweep
 from chunkstore.codec import pack
 from chunkstore.collect import GcPlan, GcPolicy, GcReport, GcSnapshot, Share, plan_gc
 from chunkstore.digest import ChunkId, LayerId
@@ -462,3 +462,27 @@ def test_one_store_after_another_run(store: ChunkStore, clock: Clock) -> None:
         assert left(store, chunks) == ids_of(chunks)
         sizes.append(store.stats().stored_bytes)
     assert max(sizes) < 2 * sizes[0]
+
+
+def test_a_renewed_lease_takes_the_place_of_the_one_before(store: ChunkStore, clock: Clock) -> None:
+    add_each(store, CHUNKS, 4)
+    store.lease(ids_of(CHUNKS[:8]), 60, "session")
+    store.lease(ids_of(CHUNKS[8:12]), 60, "session")
+    store.lease(ids_of(CHUNKS[12:16]), 1e6, "other")
+    age(clock)
+    store.lease(ids_of(CHUNKS[:8]), 60, "session")
+    store.renew(ids_of(CHUNKS[4:8]), 60, "session")
+    store.collect(GcPolicy())
+    assert left(store, CHUNKS) == ids_of(CHUNKS[4:8] + CHUNKS[12:16])
+
+
+def test_a_lease_of_any_length_is_kept_in_slices(store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_SLICE_IDS", 3)
+    add_each(store, CHUNKS, 4)
+    put_layer(store, CHUNKS, tag="all", hold=False)
+    store.lease(ids_of(CHUNKS[:10]), 60, "session")
+    store.collect(GcPolicy())
+    assert left(store, CHUNKS) == ids_of(CHUNKS[:10])
+    store.release("session")
+    store.collect(GcPolicy())
+    assert left(store, CHUNKS) == []

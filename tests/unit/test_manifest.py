@@ -8,6 +8,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from chunkstore import manifest_codec
 from chunkstore.chunker import MANIFEST, cut
 from chunkstore.codec import pack_all
 from chunkstore.digest import ChunkId, LayerId, chunk_id, layer_id
@@ -324,3 +325,12 @@ def test_a_changed_symlink_is_content() -> None:
 def test_paths_in_messages_are_one_printable_line() -> None:
     assert printable(b"a\nb\xff/\xc3\xa9") == "a\\nb\\xff/é"
     assert printable(b"") == "."
+
+
+def test_what_is_written_to_the_last_byte_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = EVERYTHING.encode()
+    monkeypatch.setattr(manifest_codec, "MAX_MANIFEST_BYTES", len(encoded))
+    assert Manifest.decode(EVERYTHING.encode()) == EVERYTHING
+    monkeypatch.setattr(manifest_codec, "MAX_MANIFEST_BYTES", len(encoded) - 1)
+    with pytest.raises(ManifestInvalid, match="too large"):
+        EVERYTHING.encode()
