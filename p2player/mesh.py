@@ -1,11 +1,17 @@
-"""The mesh as this node sees it: who is in it, under which name, and how to invite and leave."""
+"""The mesh as this node sees it: who is in it, under which name, and how to invite and leave.
+
+A member's record says its name and site in its own words; its certificate says them in the authority's. So what a
+certificate said in some session of this process counts, and a record that says something else does not.
+"""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gossip.messages import Member, MemberState, NodeId
 from p2player import __version__, errors
+from p2player.net.certificates import NodeCertificate
 from p2player.net.identity import Identity
 
 Invite = Callable[[float, int], Awaitable[str]]
@@ -41,6 +47,24 @@ class Mesh:
         self._members = members
         self._make_invite = make_invite
         self._depart = depart
+        self._certified: dict[NodeId, tuple[str, str]] = {}
+
+    def learn(self, certificate: NodeCertificate) -> Member | None:
+        """Take the name and the site of a peer from the certificate that it showed.
+
+        Returns:
+            the peer's record, if it contradicts the certificate and this is news; None otherwise.
+        """
+        node, proved = certificate.node_id, (certificate.name, certificate.site)
+        if self._certified.get(node) == proved:
+            return None
+        self._certified[node] = proved
+        record = next((m for m in self._members() if m.id == node), None)
+        return record if record is not None and (record.name, record.site) != proved else None
+
+    def forget(self, node: NodeId) -> None:
+        """Let go of what a certificate said of a node that is no member any more."""
+        self._certified.pop(node, None)
 
     @property
     def me(self) -> NodeId:
@@ -54,7 +78,12 @@ class Mesh:
 
     def others(self) -> list[Member]:
         """Every other node, by name."""
-        return sorted((m for m in self._members() if m.id != self.me), key=lambda m: (m.name, m.id))
+        others = (self._as_certified(m) for m in self._members() if m.id != self.me)
+        return sorted(others, key=lambda m: (m.name, m.id))
+
+    def _as_certified(self, member: Member) -> Member:
+        name, site = self._certified.get(member.id, (member.name, member.site))
+        return member if (name, site) == (member.name, member.site) else replace(member, name=name, site=site)
 
     def alive(self) -> list[Member]:
         """The other nodes that may be asked now; a suspect one still may."""
@@ -62,7 +91,7 @@ class Mesh:
 
     def member(self, node: NodeId) -> Member | None:
         """What is known of another node."""
-        return next((m for m in self._members() if m.id == node), None)
+        return next((self._as_certified(m) for m in self._members() if m.id == node), None)
 
     def name_of(self, node: NodeId) -> str:
         """The name of a node; the start of its id while no name is known."""
@@ -79,15 +108,18 @@ class Mesh:
         return member.site if member is not None else ""
 
     def find(self, ref: str) -> NodeId:
-        """The node of that name or id; of two with one name the living one.
+        """The node of that name or id; of two with one name the living one, then the one whose certificate said it.
 
         Raises:
             NotFound: there is none.
         """
         if ref in (self._identity.name, self.me):
             return self.me
-        matching = [m for m in self.others() if ref in (m.name, m.id)]
-        for member in sorted(matching, key=lambda m: m.state not in (MemberState.ALIVE, MemberState.SUSPECT)):
+
+        def rank(member: Member) -> tuple[bool, bool]:
+            return member.state not in (MemberState.ALIVE, MemberState.SUSPECT), member.id not in self._certified
+
+        for member in sorted((m for m in self.others() if ref in (m.name, m.id)), key=rank):
             return member.id
         raise errors.NotFound(f"no node {ref} in mesh {self._identity.mesh_name}")
 
