@@ -53,6 +53,7 @@ from p2player.operations import Operations
 from p2player.presence import Presence
 from p2player.proto.joining import MemberRow
 from p2player.remembered import Remembered
+from p2player.renewal import Renewal, renew_at_start
 from p2player.serving import Serving
 from p2player.statedir import StateDir
 from p2player.transfer import Transfers
@@ -78,7 +79,7 @@ class Node:
         self.settings = settings
         self.log = log
         self.events = EventBus()
-        self.identity = Identity.load(state)
+        self.identity = renew_at_start(Identity.load(state), log, time.time())
         self.identity.check_valid(time.time())
         self.pool: PeerPool
         self.mesh: Mesh
@@ -130,11 +131,16 @@ class Node:
                 on_ledger=self._on_ledger,
             )
             self._make_services(store, ledger, remembered)
+            renewal = Renewal(
+                identity, authority, self.pool, lambda: [m.id for m in self.mesh.alive()], self._renewed, log
+            )
+            self._handlers.update(renewal.handlers())
             await stack.enter_async_context(self.migrations)
 
             nursery = self._nursery = await stack.enter_async_context(trio.open_nursery())
             self.operations = Operations(nursery, log)
             nursery.start_soon(self._keep_remembering, remembered, gossip_state, ledger)
+            nursery.start_soon(renewal.run)
             try:
                 yield nursery
             finally:
@@ -178,6 +184,7 @@ class Node:
             serve_join=desk.serve,
             throttle_in=Shaper(settings.limit_in) if settings.limit_in else None,
             throttle_out=Shaper(settings.limit_out) if settings.limit_out else None,
+            on_certificate=self._on_certificate,
         )
 
     def _make_services(self, store: ChunkStore, ledger: Ledger, remembered: Remembered) -> None:
@@ -268,6 +275,7 @@ class Node:
     def _on_member(self, authority: Authority | None, ledger: Ledger, change: Change) -> None:
         if not isinstance(change, MemberChanged):
             ledger.forget(change.member.id, now=time.time())
+            self.mesh.forget(change.member.id)
             return
         old, new = change.old, change.new
         moved = old is not None and (old.host, old.port) != (new.host, new.port)
@@ -278,6 +286,21 @@ class Node:
             self.events.emit("peer.changed", name=new.name, id=new.id, site=new.site, state=new.state.value)
         if authority is not None and new.state is MemberState.LEFT:
             self._nursery.start_soon(release, authority, new.id, self.log)
+
+    def _on_certificate(self, der: bytes) -> None:
+        certificate = self.identity.peer(der)
+        record = self.mesh.learn(certificate)
+        if record is not None:
+            self.log.warning(
+                "a peer claims another name or site than its certificate",
+                node=record.id,
+                claims=f"{record.name} at {record.site or 'no site'}",
+                certified=f"{certificate.name} at {certificate.site or 'no site'}",
+            )
+
+    def _renewed(self, identity: Identity) -> None:
+        self.pool.renew_contexts(identity)
+        self.identity = identity
 
     def _on_ledger(self, changes: Changes) -> None:
         for name in changes.lost:
