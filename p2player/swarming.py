@@ -1,0 +1,438 @@
+"""Run one swarm with real peers and a real store: what `Swarm` and `Roster` decide happens here.
+
+Tasks: one for each holder that is dialled or in session, below it one for each ask, one for time. A part that arrives
+is verified and stored in a worker thread before the swarm hears of it; so "in flight" includes what waits in memory,
+and the swarm's cap on it bounds the memory of this transfer. What is stored is committed now and then.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Protocol
+
+import trio
+
+from chunkstore.codec import Group, open_group
+from chunkstore.content import Content
+from chunkstore.digest import ChunkId
+from chunkstore.errors import BadGroup, CorruptChunk, DiskFull, StoreError
+from gossip.messages import NodeId
+from p2player import errors, faults
+from p2player.net.connection import Throttle
+from p2player.proto import content_wire as wire
+from p2player.proto.frames import Part, RemoteProtocolError
+from p2player.proto.roster import HolderHint, Roster, slots_for
+from p2player.proto.swarm import Swarm
+from p2player.proto.swarm_events import (
+    Ask,
+    Cancel,
+    Corrupt,
+    Done,
+    Drop,
+    Event,
+    Expected,
+    Finished,
+    Heard,
+    Joined,
+    Left,
+    Received,
+    Stuck,
+    Tick,
+)
+
+BATCH_BYTES = 1 << 20
+COMMIT_BYTES = 64 << 20
+COMMIT_S = 1.0
+POLL_S = 1.0
+PATIENCE_S = 5.0
+CLEANUP_S = 10.0
+
+Progress = Callable[[int, int], None]
+Holders = Callable[[], Sequence[HolderHint]]
+
+
+class Session(Protocol):
+    """What a transfer needs of a data session."""
+
+    @property
+    def bytes_in(self) -> int: ...
+    @property
+    def bytes_out(self) -> int: ...
+    async def call(self, method: str, body: Mapping[str, Any], *, timeout_s: float = ...) -> dict[str, Any]: ...
+    def stream(self, method: str, body: Mapping[str, Any]) -> AbstractAsyncContextManager[AsyncIterator[Part]]: ...
+
+
+class Sessions(Protocol):
+    """Where sessions come from; `p2player.net.peers.PeerPool`."""
+
+    def lease(
+        self, node: NodeId, *, throttle_in: Throttle | None = None, throttle_out: Throttle | None = None
+    ) -> AbstractAsyncContextManager[Session]: ...
+
+
+Lease = Callable[[NodeId], AbstractAsyncContextManager[Session]]
+Claims = Callable[[Session], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be fetched.
+
+    Attributes:
+        label: for error texts: "layer 9f2c...".
+        content: where it goes; its key names the chunks.
+        scope: what peers know it by.
+        wants: chunk id -> length, in the order of the manifest.
+        starts: see `Swarm`.
+        claims: asks a partial holder which of `wants` it has; None where that cannot be asked.
+    """
+
+    label: str
+    content: Content
+    scope: str
+    wants: Mapping[ChunkId, int]
+    starts: bytes | None = None
+    claims: Claims | None = None
+
+
+@dataclass(eq=False)
+class _Holder:
+    """A holder that is being dialled, or in session."""
+
+    hint: HolderHint
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    over: trio.Event = field(default_factory=trio.Event)
+    asks: dict[int, trio.CancelScope] = field(default_factory=dict)
+    nursery: trio.Nursery | None = None
+    session: Session | None = None
+    partial: bool = False
+    refreshing: bool = False
+    heard_bytes: int = 0
+    lost: errors.P2PlayerError | None = None
+    ban: bool = False
+
+    @property
+    def node(self) -> NodeId:
+        return self.hint.node
+
+
+class SwarmRun:
+    """One swarm; run it once.
+
+    Args:
+        lease: a data session with a node, for the length of a block.
+        threads: how many worker threads verify and store at a time.
+        progress: called with bytes here and bytes wanted.
+
+    Attributes:
+        swarm: for its counts of who delivered what.
+        liars: holders that sent what is not what its digest says.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        holders: Holders,
+        lease: Lease,
+        rng: Random,
+        threads: trio.CapacityLimiter,
+        progress: Progress | None = None,
+    ) -> None:
+        self._job = job
+        self._offers = holders
+        self._lease = lease
+        self._threads = threads
+        self._progress = progress
+        self.swarm = Swarm(job.wants, rng, starts=job.starts)
+        self.liars: list[NodeId] = []
+        self._roster = Roster(slots_for(self.swarm.table.total_bytes), rng)
+        self._holders: dict[NodeId, _Holder] = {}
+        self._unreachable: errors.P2PlayerError | None = None
+        self._failure: errors.P2PlayerError | None = None
+        self._ended = trio.Event()
+        self._stuck_since: float | None = None
+        self._started_at = trio.current_time()
+        self._wake_at = 0.0
+        self._poke = trio.Event()
+        self._uncommitted = 0
+        self._committed_at = trio.current_time()
+        self._committing = False
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Fetch everything that is wanted and commit it.
+
+        Cancelled or failed, it leaves what was verified in the content, committed.
+
+        Raises:
+            NotFound: nobody who can be reached holds the rest.
+            Unreachable: holders of the rest cannot be reached.
+            Integrity: holders of the rest lied.
+            Refused: the disk is full.
+        """
+        if self.swarm.done:
+            return
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._keep_time)
+                await self._ended.wait()
+                self._part()
+        finally:
+            with trio.move_on_after(CLEANUP_S, shield=True):
+                await trio.to_thread.run_sync(self._job.content.commit, abandon_on_cancel=True)
+        if self._failure is not None:
+            raise self._failure
+
+    def _part(self) -> None:
+        """Let go of every holder: sessions that are in order may be used again."""
+        for holder in self._holders.values():
+            if holder.nursery is None:
+                holder.scope.cancel()
+            else:
+                holder.over.set()
+        self._poke.set()
+
+    # The swarm's words
+
+    def _feed(self, event: Event) -> None:
+        """Tell the swarm, and do what it says."""
+        outputs = self.swarm.handle(event, trio.current_time())
+        if self._ended.is_set():
+            return
+        for output in outputs:
+            match output:
+                case Ask(peer=peer):
+                    self._stuck_since = None
+                    holder = self._holders[peer]
+                    assert holder.nursery is not None
+                    holder.nursery.start_soon(self._carry, holder, output)
+                case Cancel(ask=ask, peer=peer):
+                    scope = self._holders[peer].asks.get(ask)
+                    if scope is not None:
+                        scope.cancel()
+                case Drop(peer=peer, reason=reason, retry=retry):
+                    self._hang_up(self._holders[peer], errors.Unreachable(f"peer {peer[:12]} {reason}"), ban=not retry)
+                case Stuck():
+                    self._stuck_since = trio.current_time()
+                    self._poke.set()
+                case Done():
+                    self._ended.set()
+        wake_at = self.swarm.wake_at
+        if wake_at is not None and wake_at < self._wake_at:
+            self._poke.set()
+
+    def _lose(self, holder: _Holder, error: errors.P2PlayerError, *, ban: bool) -> None:
+        """The session with `holder` is of no more use, which the swarm does not know yet."""
+        if holder.lost is None:
+            self._hang_up(holder, error, ban=ban)
+            self._feed(Left(holder.node))
+
+    def _hang_up(self, holder: _Holder, error: errors.P2PlayerError, *, ban: bool) -> None:
+        """Let the task of `holder` end its session."""
+        if holder.lost is None:
+            holder.lost = error
+            holder.ban = ban
+            holder.over.set()
+
+    def _fail(self, error: errors.P2PlayerError) -> None:
+        """Give the transfer up."""
+        if not self._ended.is_set():
+            self._failure = error
+            self._ended.set()
+
+    # Time
+
+    async def _keep_time(self) -> None:
+        """Wake the swarm and the roster when they asked for it, and look around every second."""
+        poll_at = 0.0
+        while not self._ended.is_set():
+            now = trio.current_time()
+            if now >= poll_at:
+                poll_at = now + POLL_S
+                self._look_around()
+            for hint in self._roster.due(now):
+                self._dial(hint)
+            self._feed(Tick())
+            self._give_up_if_stuck()
+            times = (poll_at, self.swarm.wake_at, self._roster.wake_at(now))
+            self._wake_at = min(at for at in times if at is not None)
+            self._poke = trio.Event()
+            if not self._ended.is_set():
+                with trio.move_on_at(self._wake_at):
+                    await self._poke.wait()
+            await trio.lowlevel.checkpoint()
+
+    def _look_around(self) -> None:
+        self._roster.offer(self._offers())
+        for holder in list(self._holders.values()):
+            if holder.session is None or holder.nursery is None:
+                continue
+            if holder.session.bytes_in != holder.heard_bytes:
+                holder.heard_bytes = holder.session.bytes_in
+                self._feed(Heard(holder.node))
+            if holder.partial and not holder.asks and not holder.refreshing and not self._ended.is_set():
+                holder.nursery.start_soon(self._refresh, holder, holder.session)
+
+    def _dial(self, hint: HolderHint) -> None:
+        holder = self._holders[hint.node] = _Holder(hint)
+        assert self._nursery is not None
+        self._feed(Expected(hint.node, hint.rtt_s))
+        self._nursery.start_soon(self._attend, holder)
+
+    def _give_up_if_stuck(self) -> None:
+        """Fail when nobody has the rest and nobody can be expected to get it."""
+        if self._stuck_since is None or not self._roster.exhausted:
+            return
+        now = trio.current_time()
+        hopeful = any(holder.partial for holder in self._holders.values()) or not self._roster.known
+        if not hopeful or now - self._stuck_since >= PATIENCE_S:
+            self._fail(self._why_stuck())
+
+    def _why_stuck(self) -> errors.P2PlayerError:
+        swarm, label = self.swarm, self._job.label
+        missing = f"{label}: {swarm.bytes_left} of {swarm.table.total_bytes} bytes are missing"
+        if self.liars:
+            return errors.Integrity(f"{missing}; {len(self.liars)} holder(s) sent corrupt data")
+        if self._unreachable is not None:
+            return errors.Unreachable(f"{missing}; {self._unreachable.message}")
+        return errors.NotFound(f"{missing}, and no peer that can be reached has them")
+
+    # Holders
+
+    async def _attend(self, holder: _Holder) -> None:
+        """Dial a holder, and stay in session until it is of no more use."""
+        try:
+            with holder.scope:
+                async with self._lease(holder.node) as session:
+                    await self._converse(holder, session)
+        except errors.P2PlayerError as error:
+            self._lose(holder, error, ban=not isinstance(error, errors.Unreachable | errors.Failed))
+        if isinstance(holder.lost, errors.Unreachable):
+            self._unreachable = holder.lost
+        del self._holders[holder.node]
+        useful = holder.heard_bytes > 0 and holder.node in self.swarm.accepted
+        self._roster.ended(holder.node, trio.current_time(), useful=useful, ban=holder.ban)
+        self._poke.set()
+
+    async def _converse(self, holder: _Holder, session: Session) -> None:
+        """Ask what the swarm wants asked. A session that failed is closed by raising what it failed with."""
+        have: bytes | None = None
+        if not holder.hint.complete and self._job.claims is not None:
+            have = await self._claims(session)
+            holder.partial = True
+        holder.heard_bytes = session.bytes_in
+        async with trio.open_nursery() as nursery:
+            holder.session, holder.nursery = session, nursery
+            self._feed(Joined(holder.node, have, holder.hint.rtt_s, holder.hint.load))
+            await holder.over.wait()
+            nursery.cancel_scope.cancel()
+        if holder.lost is not None:
+            raise holder.lost
+
+    async def _claims(self, session: Session) -> bytes:
+        assert self._job.claims is not None
+        try:
+            return await self._job.claims(session)
+        except RemoteProtocolError as error:
+            raise errors.Integrity(str(error)) from None
+
+    async def _refresh(self, holder: _Holder, session: Session) -> None:
+        """Ask a partial holder what it has by now."""
+        holder.refreshing = True
+        try:
+            have = await self._claims(session)
+        except errors.P2PlayerError as error:
+            self._lose(holder, error, ban=not isinstance(error, errors.Unreachable))
+        else:
+            if holder.lost is None:
+                self._feed(Joined(holder.node, have, holder.hint.rtt_s, holder.hint.load))
+        finally:
+            holder.refreshing = False
+
+    # Chunks
+
+    async def _carry(self, holder: _Holder, ask: Ask) -> None:
+        """Send one ask and take what comes."""
+        assert holder.session is not None
+        with trio.CancelScope() as scope:
+            holder.asks[ask.ask] = scope
+            try:
+                body = wire.want_body(self._job.scope, ask.chunks)
+                async with holder.session.stream(wire.CHUNKS_WANT, body) as parts:
+                    await self._take_parts(ask, parts)
+                self._feed(Finished(ask.peer, ask.ask))
+            except RemoteProtocolError:
+                self.liars.append(ask.peer)
+                self._feed(Corrupt(ask.peer))
+            except errors.P2PlayerError as error:
+                self._lose(holder, error, ban=not isinstance(error, errors.Unreachable | errors.Failed))
+            except DiskFull as error:
+                self._fail(errors.Refused(f"{self._job.label}: {error}; what was fetched is kept"))
+            except (StoreError, OSError) as error:
+                self._fail(faults.describe(error))
+            finally:
+                holder.asks.pop(ask.ask, None)
+
+    async def _take_parts(self, ask: Ask, parts: AsyncIterator[Part]) -> None:
+        due = set(ask.chunks)
+        batch, size = list[Group](), 0
+        async for part in parts:
+            group = wire.read_group(part.header, part.payload)
+            for chunk, length in zip(group.ids, group.lengths, strict=True):
+                if chunk not in due or length != self._job.wants[chunk]:
+                    raise RemoteProtocolError("a chunk that was not asked for, or of another length")
+                due.remove(chunk)
+            batch.append(group)
+            size += group.raw_bytes
+            if size >= BATCH_BYTES:
+                await self._keep(ask, batch)
+                batch, size = [], 0
+        if batch:
+            await self._keep(ask, batch)
+
+    async def _keep(self, ask: Ask, groups: Sequence[Group]) -> None:
+        """Verify and store some groups, then tell the swarm; not even cancellation comes in between."""
+        chunks = await trio.to_thread.run_sync(verify_and_add, self._job.content, groups, limiter=self._threads)
+        self._feed(Received(ask.peer, ask.ask, chunks))
+        if self._progress is not None:
+            total = self.swarm.table.total_bytes
+            self._progress(total - self.swarm.bytes_left, total)
+        self._uncommitted += sum(chunks.values())
+        due = self._uncommitted >= COMMIT_BYTES or trio.current_time() - self._committed_at >= COMMIT_S
+        if due and not self._committing and not self._ended.is_set():
+            assert self._nursery is not None
+            self._committing = True
+            self._nursery.start_soon(self._commit)
+
+    async def _commit(self) -> None:
+        """Make durable what is stored, while more comes in."""
+        self._uncommitted = 0
+        try:
+            await trio.to_thread.run_sync(self._job.content.commit)
+        except (StoreError, OSError) as error:
+            self._fail(faults.describe(error))
+        self._committed_at = trio.current_time()
+        self._committing = False
+
+
+def verify_and_add(content: Content, groups: Sequence[Group]) -> dict[ChunkId, int]:
+    """Check every digest and store the groups; runs in a worker thread.
+
+    Returns:
+        The chunks, with their lengths.
+
+    Raises:
+        RemoteProtocolError: a digest is wrong, or a group is not what it says.
+        StoreError: they could not be stored.
+    """
+    chunks: dict[ChunkId, int] = {}
+    for group in groups:
+        try:
+            open_group(group, content.key)
+        except (BadGroup, CorruptChunk) as error:
+            raise RemoteProtocolError(str(error)) from None
+        chunks.update(zip(group.ids, group.lengths, strict=True))
+    content.add(groups)
+    return chunks

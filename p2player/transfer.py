@@ -1,0 +1,331 @@
+"""Bring content to this node: whole layers, or single chunks, from every peer that has them.
+
+A pull has three steps: the manifest (`manifests`), which says what the layer is made of; the store, which says what of
+that is here already; the swarm (`swarming`), which brings the rest. The layer is on record as soon as its manifest is
+here, so what arrives is protected from garbage collection, is served to others at once, and is not fetched again after
+a kill.
+
+Pulls of one layer at the same time are one pull.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from weakref import WeakKeyDictionary
+
+import trio
+
+from chunkstore.codec import MAX_GROUP_BYTES
+from chunkstore.content import Content
+from chunkstore.digest import ChunkId, LayerId
+from chunkstore.errors import StoreError
+from chunkstore.store import ChunkStore
+from gossip.messages import NodeId
+from p2player import errors, faults
+from p2player.manifests import Description, ManifestHunt, described_here
+from p2player.net.connection import Throttle
+from p2player.proto import content_wire as wire
+from p2player.proto.roster import HolderHint
+from p2player.swarming import Holders, Job, Progress, Session, Sessions, SwarmRun
+
+__all__ = ["HolderHint", "Holders", "Progress", "PullReport", "Transfers"]
+
+THREADS = 4
+HAVE_S = 20.0
+IMPORT_BATCH_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PullReport:
+    """What a pull did.
+
+    Attributes:
+        total: bytes of content that were wanted: of a layer, its size.
+        deduplicated: those of them that need not be fetched.
+        transferred: wire bytes of the sessions used, both directions, protocol and TLS included.
+        sources: uncompressed bytes of content that each node was the first to deliver; they sum up to
+            `total - deduplicated`.
+        seconds: from call to return.
+        duplicates: uncompressed bytes that were delivered and not needed.
+    """
+
+    total: int = 0
+    deduplicated: int = 0
+    transferred: int = 0
+    sources: Mapping[NodeId, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    duplicates: int = 0
+
+    def merge(self, other: "PullReport") -> "PullReport":
+        """Both pulls, one after the other, as one."""
+        sources = dict(self.sources)
+        for node, count in other.sources.items():
+            sources[node] = sources.get(node, 0) + count
+        return PullReport(
+            self.total + other.total,
+            self.deduplicated + other.deduplicated,
+            self.transferred + other.transferred,
+            sources,
+            self.seconds + other.seconds,
+            self.duplicates + other.duplicates,
+        )
+
+
+@dataclass(eq=False)
+class _Running:
+    """A pull under way, and who else waits for it."""
+
+    listeners: list[Progress] = field(default_factory=list)
+    over: trio.Event = field(default_factory=trio.Event)
+    report: PullReport | None = None
+    error: errors.P2PlayerError | None = None
+
+    def tell(self, done: int, total: int) -> None:
+        for listener in list(self.listeners):
+            listener(done, total)
+
+
+class Transfers:
+    """The asking side of transfers on this node.
+
+    Args:
+        store: where layers go.
+        sessions: the peer pool.
+        rng: where transfers start, and how retries spread; a seed makes them repeatable.
+    """
+
+    def __init__(self, store: ChunkStore, sessions: Sessions, *, rng: Random | None = None) -> None:
+        self._store = store
+        self._meter = _Meter(sessions)
+        self._rng = rng or Random()
+        self._threads = trio.CapacityLimiter(THREADS)
+        self._running: dict[LayerId, _Running] = {}
+
+    async def pull_layer(
+        self,
+        layer: LayerId,
+        holders: Holders,
+        *,
+        progress: Progress | None = None,
+        throttle_in: Throttle | None = None,
+    ) -> PullReport:
+        """Bring a layer here and hold it.
+
+        Args:
+            layer: its id; nothing that a holder says can make another layer of it.
+            holders: who has it, as far as is known now; asked again while the pull runs.
+            progress: called in the trio thread with bytes here and bytes in total.
+            throttle_in: a bandwidth cap of this pull, besides the node's. A pull that joins another one shares its cap.
+
+        Raises:
+            NotFound: nobody who can be reached has the rest.
+            Unreachable: holders of the rest cannot be reached.
+            Integrity: what holders gave for the rest is not what its digest says.
+            Refused: the disk is full.
+
+        However it ends, what was verified is in the store, and the next pull begins there.
+        """
+        while True:
+            running = self._running.get(layer)
+            if running is None:
+                return await self._lead(layer, holders, progress, throttle_in)
+            if progress is not None:
+                running.listeners.append(progress)
+            try:
+                await running.over.wait()
+            finally:
+                if progress is not None:
+                    running.listeners.remove(progress)
+            if running.report is not None:
+                return running.report
+            if running.error is not None:
+                raise errors.from_code(running.error.code, running.error.message)
+            # The one that led was cancelled: take over.
+
+    async def pull_chunks(
+        self,
+        content: Content,
+        wants: Mapping[ChunkId, int],
+        holders: Holders,
+        *,
+        scope: str | None,
+        progress: Progress | None = None,
+        throttle_in: Throttle | None = None,
+    ) -> PullReport:
+        """Bring single chunks into `content`: repair, or what belongs to one migration.
+
+        Args:
+            content: its key names the chunks.
+            wants: chunk id -> length in bytes; neighbours in storage should be neighbours here.
+            holders: as for `pull_layer`.
+            scope: what the holders expose the content under; None for what the whole mesh may read.
+            progress, throttle_in: as for `pull_layer`.
+
+        Raises:
+            As `pull_layer`.
+        """
+        pull = self._pull(throttle_in, progress)
+        with _told():
+            missing = await trio.to_thread.run_sync(content.missing, list(wants))
+            rest = {chunk: length for chunk, length in wants.items() if chunk in missing}
+            label = f"{len(rest)} chunks" if scope is None else f"content of {scope[:16]}"
+            job = Job(label, content, wire.SHARED if scope is None else scope, rest)
+            return await pull.content(job, sum(wants.values()), holders)
+
+    async def _lead(
+        self, layer: LayerId, holders: Holders, progress: Progress | None, throttle_in: Throttle | None
+    ) -> PullReport:
+        """Pull a layer for everybody who waits for it."""
+        running = self._running[layer] = _Running([] if progress is None else [progress])
+        try:
+            with _told():
+                running.report = await self._pull_layer(layer, holders, running.tell, throttle_in)
+            return running.report
+        except errors.P2PlayerError as error:
+            running.error = error
+            raise
+        finally:
+            del self._running[layer]
+            running.over.set()
+
+    async def _pull_layer(
+        self, layer: LayerId, holders: Holders, progress: Progress, throttle_in: Throttle | None
+    ) -> PullReport:
+        pull = self._pull(throttle_in, progress)
+        about = await trio.to_thread.run_sync(described_here, self._store, layer)
+        if about is None:
+            about = await ManifestHunt(self._store, layer, holders, pull.lease, pull.run, self._rng).run()
+        await trio.to_thread.run_sync(about.put, self._store)
+        wants, starts = await trio.to_thread.run_sync(_lacking, self._store, about)
+        claims = partial(_claims, about, wants)
+        job = Job(f"layer {layer.hex()[:16]}", self._store, wire.SHARED, wants, starts, claims)
+        return await pull.content(job, about.size, holders)
+
+    def _pull(self, throttle_in: Throttle | None, progress: Progress | None) -> "_Pull":
+        return _Pull(self._meter, self._rng, self._threads, throttle_in, progress)
+
+
+class _Meter:
+    """Leases data sessions and counts their wire bytes; of a session that is new here, the handshake too."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._counted: WeakKeyDictionary[Session, int] = WeakKeyDictionary()
+
+    @asynccontextmanager
+    async def lease(
+        self, node: NodeId, throttle_in: Throttle | None, spent: Callable[[int], None]
+    ) -> AsyncIterator[Session]:
+        """A session for the length of the block; `spent` is told its bytes afterwards."""
+        async with self._sessions.lease(node, throttle_in=throttle_in) as session:
+            before = self._counted.get(session, 0)
+            try:
+                yield session
+            finally:
+                after = session.bytes_in + session.bytes_out
+                self._counted[session] = after
+                spent(after - before)
+
+
+class _Pull:
+    """One pull: how it leases sessions and runs swarms, and what it cost so far."""
+
+    def __init__(
+        self,
+        meter: _Meter,
+        rng: Random,
+        threads: trio.CapacityLimiter,
+        throttle_in: Throttle | None,
+        progress: Progress | None,
+    ) -> None:
+        self._meter = meter
+        self._rng = rng
+        self._threads = threads
+        self._throttle_in = throttle_in
+        self._progress = progress
+        self._transferred = 0
+        self._duplicates = 0
+        self._started_at = trio.current_time()
+
+    def lease(self, node: NodeId) -> AbstractAsyncContextManager[Session]:
+        """A session whose bytes count for this pull."""
+        return self._meter.lease(node, self._throttle_in, self._spend)
+
+    def _spend(self, count: int) -> None:
+        self._transferred += count
+
+    async def run(self, job: Job, holders: Holders, progress: Progress | None = None) -> Mapping[NodeId, int]:
+        """Fetch a job's chunks; bytes accepted from each node."""
+        run = SwarmRun(job, holders, self.lease, self._rng, self._threads, progress)
+        try:
+            await run.run()
+        finally:
+            self._duplicates += run.swarm.duplicates
+        return run.swarm.accepted
+
+    async def content(self, job: Job, total: int, holders: Holders) -> PullReport:
+        """Fetch a job's chunks, the missing part of `total` bytes of content; the report on the whole pull."""
+        here = total - sum(job.wants.values())
+        sources = await self.run(job, holders, partial(self._tell, here))
+        self._tell(here, total - here, total - here)
+        return PullReport(
+            total=total,
+            deduplicated=here,
+            transferred=self._transferred,
+            sources=dict(sources),
+            seconds=trio.current_time() - self._started_at,
+            duplicates=self._duplicates,
+        )
+
+    def _tell(self, here: int, done: int, wanted: int) -> None:
+        if self._progress is not None:
+            self._progress(here + done, here + wanted)
+
+
+async def _claims(about: Description, wants: Mapping[ChunkId, int], session: Session) -> bytes:
+    """Ask a partial holder which of `wants`, a part of the layer's content in order, it has."""
+    body = await session.call(wire.LAYER_HAVE, wire.layer_body(about.layer), timeout_s=HAVE_S)
+    bitmap = wire.read_have(body, len(about.content))
+    return await trio.to_thread.run_sync(_marks, about.content, wants, bitmap)
+
+
+def _marks(content: Mapping[ChunkId, int], wants: Mapping[ChunkId, int], bitmap: bytes) -> bytes:
+    return bytes(bitmap[at >> 3] >> (at & 7) & 1 for at, chunk in enumerate(content) if chunk in wants)
+
+
+def _lacking(store: ChunkStore, about: Description) -> tuple[dict[ChunkId, int], bytes]:
+    """What of a layer is not here, and where stored groups probably begin in that; for a worker thread."""
+    wants = store.lacking(about.layer)
+    return wants, group_starts(about.content, wants)
+
+
+def group_starts(content: Mapping[ChunkId, int], wants: Mapping[ChunkId, int]) -> bytes:
+    """Guess where the groups of a layer begin that was imported in one go: one byte a want, 1 for a beginning.
+
+    An importer fills groups with neighbours, and begins anew with each batch (`chunkstore.ingest`). A holder sends
+    whole groups as they are stored, and must repack cut ones: a wrong guess costs it time, and nothing else.
+    """
+    starts = bytearray()
+    group_bytes = batch_bytes = 0
+    begins = True
+    for chunk, length in content.items():
+        if group_bytes + length > MAX_GROUP_BYTES or batch_bytes >= IMPORT_BATCH_BYTES:
+            begins, group_bytes = True, 0
+            batch_bytes = 0 if batch_bytes >= IMPORT_BATCH_BYTES else batch_bytes
+        group_bytes += length
+        batch_bytes += length
+        if chunk in wants:
+            starts.append(begins)
+            begins = False
+    return bytes(starts)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what goes wrong in the store into what is told to users."""
+    try:
+        yield
+    except (StoreError, OSError) as error:
+        raise faults.describe(error) from error
