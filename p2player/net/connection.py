@@ -3,10 +3,18 @@
 The `Session` core says what every byte means; this shell moves bytes, wakes callers and runs a handler task for each
 request of the peer. Bulk answers travel as parts through bounded channels: a consumer that is slow stops the reader,
 and so the peer, through TCP's own back-pressure.
+
+A peer is given up when it is *silent*: nothing came for `SILENCE_S` while the reader was waiting for it; or *stuck*: it
+took not a byte for `STUCK_S` while the writer was waiting for it. Time that passes under our own bandwidth caps, or
+while our own consumers are slow, counts for neither. Under a cap on sending, long messages go out in slices, so that
+the other side goes on hearing something. That a peer may be stuck for so much longer than silent is for peers with a
+cap on receiving: they take a megabyte at a time.
+
+More callers than the peer serves at a time wait for their turn.
 """
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,6 +31,7 @@ from p2player.proto.frames import (
     Failure,
     Goodbye,
     Hello,
+    LocalProtocolError,
     Part,
     Ping,
     Pong,
@@ -30,12 +39,15 @@ from p2player.proto.frames import (
     Reply,
     Request,
 )
-from p2player.proto.session import CANCELLED, Event, Limits, Opened, Session
+from p2player.proto.session import CANCELLED, Event, Excess, Limits, Opened, Session
 
 HELLO_S = 10.0
 CLEANUP_S = 2.0
 PING_S = 20.0
 SILENCE_S = 60.0
+STUCK_S = 600.0
+SLICE_BYTES = 64 << 10
+READ_BYTES = 1 << 20
 PART_QUEUE = 4
 SEND_QUEUE = 8
 
@@ -55,13 +67,6 @@ class Throttle(Protocol):
     """A bandwidth cap: `spend` waits until `count` bytes may pass."""
 
     async def spend(self, count: int) -> None: ...
-
-
-class Unlimited:
-    """No cap."""
-
-    async def spend(self, count: int) -> None:
-        """Let everything pass at once."""
 
 
 class Incoming:
@@ -144,14 +149,16 @@ class Connection:
         self._session = Session(hello, limits)
         self._handlers = handlers
         self._log = log
-        self._in = throttle_in or Unlimited()
-        self._out = throttle_out or Unlimited()
+        self._in = throttle_in
+        self._out = throttle_out
         self._send_queue, self._to_send = trio.open_memory_channel[list[Buffer]](SEND_QUEUE)
         self._waiting: dict[int, _Waiting] = {}
         self._serving: dict[int, trio.CancelScope] = {}
         self._opened = trio.Event()
+        self._turns = trio.Semaphore(self._session.limits.outbound)
         self._why_closed = "connection closed"
-        self._heard_at = math.inf
+        self._listening_since = math.inf
+        self._sending_since = math.inf
 
     @property
     def bytes_in(self) -> int:
@@ -166,8 +173,8 @@ class Connection:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Exchange hellos, report started, then move messages until either side closes.
 
-        Contains its own failures: a broken peer ends this connection and nothing else. Started before the hello came
-        only by failing: then `Unreachable` is raised to the one who starts it.
+        Contains its own failures: whatever happens here ends this connection and nothing else. Without the peer's hello
+        it never starts: then `Unreachable` is raised to the one who starts it.
         """
         ready = False
         try:
@@ -185,9 +192,12 @@ class Connection:
                     nursery.start_soon(self._keep_alive)
                     await self.closed.wait()
                 nursery.cancel_scope.cancel()
+        # Nothing of one peer's, and no defect in what serves it, may end the tasks of the others.
+        except* Exception as failures:
+            self._fail(_first(failures))
         finally:
             self._shut()
-            with trio.move_on_after(CLEANUP_S, shield=True):
+            with trio.move_on_after(CLEANUP_S, shield=True), suppress(OSError, trio.BrokenResourceError):
                 await self._stream.aclose()
         if not ready:
             raise errors.Unreachable(f"peer {self.peer}: {self._why_closed}")
@@ -196,6 +206,8 @@ class Connection:
         self.closed.set()
         self._opened.set()
         self._send_queue.close()
+        for _ in range(self._turns.statistics().tasks_waiting):
+            self._turns.release()
         for waiting in list(self._waiting.values()):
             waiting.parts.close()
             waiting.ended.set()
@@ -206,15 +218,23 @@ class Connection:
             self._why_closed = why
             self.closed.set()
 
+    def _fail(self, error: BaseException) -> None:
+        """End the connection for a defect here."""
+        self._log.failure("connection failed", error, peer=self.peer_name or self.peer)
+        self.close(f"internal error: {type(error).__name__}")
+
     async def transmit(self, message: Request | Part | Reply | Failure | Cancel | Ping | Pong | Goodbye) -> None:
         """Queue one message for the writer; waits while the queue is full.
 
         Raises:
             Unreachable: the connection is closed.
+            LocalProtocolError: the message is over a cap.
         """
         if self.closed.is_set():
             raise errors.Unreachable(f"peer {self.peer_name or self.peer}: {self._why_closed}")
-        buffers = self._session.send(message)
+        await self._queue(self._session.send(message))
+
+    async def _queue(self, buffers: list[Buffer]) -> None:
         try:
             await self._send_queue.send(buffers)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
@@ -240,14 +260,27 @@ class Connection:
     async def stream(
         self, method: str, body: Mapping[str, Any] | None = None, *, payload: Buffer = b""
     ) -> AsyncIterator[PartStream]:
-        """Ask for a streamed answer; leaving the block early cancels it at the peer."""
+        """Ask for a streamed answer; leaving the block early cancels it at the peer.
+
+        Waits while the peer is at as many requests of ours as it takes at a time.
+
+        Raises:
+            Unreachable: the connection closed.
+        """
+        if not self.closed.is_set():
+            await self._turns.acquire()
         rid = self._session.next_rid()
         sender, receiver = trio.open_memory_channel[Part](PART_QUEUE)
         waiting = _Waiting(sender)
         self._waiting[rid] = waiting
         try:
             try:
-                await self.transmit(Request(rid, method, body or {}, payload))
+                try:
+                    await self.transmit(Request(rid, method, body or {}, payload))
+                except BaseException:
+                    self._session.retract(rid)
+                    self._turns.release()
+                    raise
                 yield PartStream(self, receiver, waiting)
             finally:
                 self._waiting.pop(rid, None)
@@ -283,25 +316,46 @@ class Connection:
     async def _write(self) -> None:
         async for buffers in self._to_send:
             try:
-                await self._out.spend(sum(map(len, buffers)))
-                await self._stream.send_buffers(buffers)
+                if self._out is None:
+                    await self._pass_on(buffers)
+                else:
+                    for piece in _slices(buffers):
+                        await self._out.spend(len(piece))
+                        await self._pass_on([piece])
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self.close(f"sending failed: {error}")
                 return
 
+    async def _pass_on(self, buffers: list[Buffer]) -> None:
+        self._sending_since = trio.current_time()
+        await self._stream.send_buffers(buffers)
+        self._sending_since = math.inf
+
+    async def _receive(self) -> Buffer:
+        self._listening_since = trio.current_time()
+        data = await self._stream.receive_some(READ_BYTES)
+        self._listening_since = math.inf
+        return data
+
     async def _read(self, nursery: trio.Nursery) -> None:
         try:
-            while data := await self._stream.receive_some(1 << 20):
-                self._heard_at = trio.current_time()
-                for event in self._session.receive(data):
+            while data := await self._receive():
+                asking = self._session.asking
+                events = self._session.receive(data)
+                for _ in range(asking - self._session.asking):
+                    self._turns.release()
+                for event in events:
                     await self._dispatch(event, nursery)
-                await self._in.spend(len(data))
+                if self._in is not None:
+                    await self._in.spend(len(data))
             self.close("the peer closed the connection")
         except RemoteProtocolError as error:
             self._log.warning("peer broke the protocol", peer=self.peer_name or self.peer, error=str(error))
             self.close(f"protocol error: {error}")
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.close(f"receiving failed: {error}")
+        except Exception as error:  # what a peer says must not end more than its connection, whatever it meets here
+            self._fail(error)
         finally:
             self.close()
             self._opened.set()
@@ -315,6 +369,8 @@ class Connection:
                 self._opened.set()
             case Request():
                 nursery.start_soon(self._serve, event)
+            case Excess(rid=rid):
+                nursery.start_soon(self._end, Failure(rid, errors.Refused.code, "too much is asked for at once"))
             case Part(rid=rid):
                 waiting = self._waiting.get(rid)
                 if waiting is not None:
@@ -332,16 +388,16 @@ class Connection:
                 if scope is not None:
                     scope.cancel()
             case Ping():
-                self._pong()
+                self._try_send(Pong())
             case Pong():
                 pass
             case Goodbye(reason=reason):
                 self.close(f"the peer said goodbye: {reason}")
 
-    def _pong(self) -> None:
-        """Answer a ping, unless the queue is full: what fills it proves life as well, and the reader must not wait."""
+    def _try_send(self, message: Ping | Pong) -> None:
+        """Send a sign of life, unless the queue is full: what fills it is one as well, and nobody is to wait for it."""
         try:
-            self._send_queue.send_nowait(self._session.send(Pong()))
+            self._send_queue.send_nowait(self._session.send(message))
         except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
             return
 
@@ -362,19 +418,45 @@ class Connection:
                         self._log.failure("request failed", error, method=request.method, peer=self.peer_name)
                     ending = Failure(request.rid, fault.code, fault.message)
             self._serving.pop(request.rid, None)
-        try:
-            await self.transmit(ending)
-        except errors.Unreachable:
+        await self._end(ending)
+
+    async def _end(self, ending: Reply | Failure) -> None:
+        """Send the ending of a request of the peer; what cannot be sent becomes a failure that can."""
+        if self.closed.is_set():
             return
+        try:
+            buffers = self._session.send(ending)
+        except LocalProtocolError as error:
+            self._log.warning("an answer cannot be sent", peer=self.peer_name, error=str(error))
+            buffers = self._session.send(Failure(ending.rid, errors.Failed.code, f"the answer cannot be sent: {error}"))
+        with suppress(errors.Unreachable):
+            await self._queue(buffers)
 
     async def _keep_alive(self) -> None:
-        self._heard_at = trio.current_time()
+        taken, taken_at = self.bytes_out, trio.current_time()
         while not self.closed.is_set():
             await trio.sleep(PING_S)
-            if trio.current_time() - self._heard_at > SILENCE_S:
+            now = trio.current_time()
+            if taken != self.bytes_out:
+                taken, taken_at = self.bytes_out, now
+            if now - self._listening_since > SILENCE_S:
                 self.close(f"silent for {SILENCE_S:g} s")
-                return
-            try:
-                await self.transmit(Ping())
-            except errors.Unreachable:
-                return
+            elif now - max(self._sending_since, taken_at) > STUCK_S:
+                self.close(f"took nothing for {STUCK_S:g} s")
+            else:
+                self._try_send(Ping())
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first one that a group of errors holds."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _slices(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
+    """The same bytes in pieces of `SLICE_BYTES` at most."""
+    for buffer in buffers:
+        view = memoryview(buffer)
+        for start in range(0, len(view), SLICE_BYTES):
+            yield view[start : start + SLICE_BYTES]

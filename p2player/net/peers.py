@@ -26,6 +26,7 @@ from p2player.net.tls import TlsStream
 from p2player.proto.frames import Buffer, Hello
 
 DIAL_S = 8.0
+CLEANUP_S = 1.0
 IDLE_S = 60.0
 MAX_IDLE_PER_PEER = 2
 MAX_HANDSHAKES = 64
@@ -209,15 +210,15 @@ class PeerPool:
             except OSError as error:
                 raise errors.Unreachable(f"cannot reach {where}: {error}") from None
             stream = await connect(raw, self._client_context)
-            certificate = stream.peer_certificate_der()
-            if certificate is None or self._trust.peer_node_id(certificate) != node:
-                await stream.aclose()
-                raise errors.Unreachable(f"{where} is not node {node[:12]}: its certificate names another")
-            self._on_certificate(certificate)
-            connection = self._connection(stream, node, throttle_in, throttle_out)
-            assert self._nursery is not None
-            await self._nursery.start(self._run, connection)
-            return connection
+            async with _closed_on_failure(stream):
+                certificate = stream.peer_certificate_der()
+                if certificate is None or self._trust.peer_node_id(certificate) != node:
+                    raise errors.Unreachable(f"{where} is not node {node[:12]}: its certificate names another")
+                self._on_certificate(certificate)
+                connection = self._connection(stream, node, throttle_in, throttle_out)
+                assert self._nursery is not None
+                await self._nursery.start(self._run, connection)
+                return connection
         raise errors.Unreachable(f"{where} did not answer within {DIAL_S:g} s")
 
     def _connection(
@@ -265,13 +266,27 @@ class PeerPool:
         address: Address = raw.socket.getpeername()[:2]
         async with self._handshakes:
             stream = await accept(raw, self._server_context)
-        certificate = stream.peer_certificate_der()
-        if stream.alpn() == ALPN_PEER and certificate is not None:
-            self._trust.check_valid(time.time())
-            node = self._trust.peer_node_id(certificate)
-            self._on_certificate(certificate)
-            connection = self._connection(stream, node, None, None)
-            with suppress(errors.Unreachable):  # its end is in the log of the connection already
-                await self._run(connection)
-        elif self._serve_join is not None:
-            await self._serve_join(stream, address)
+        async with _closed_on_failure(stream):
+            certificate = stream.peer_certificate_der()
+            if stream.alpn() == ALPN_PEER and certificate is not None:
+                self._trust.check_valid(time.time())
+                node = self._trust.peer_node_id(certificate)
+                self._on_certificate(certificate)
+                connection = self._connection(stream, node, None, None)
+                with suppress(errors.Unreachable):  # its end is in the log of the connection already
+                    await self._run(connection)
+            elif self._serve_join is not None:
+                await self._serve_join(stream, address)
+            else:
+                raise errors.Refused("no joining here")
+
+
+@asynccontextmanager
+async def _closed_on_failure(stream: TlsStream) -> AsyncIterator[None]:
+    """Close `stream`, for `CLEANUP_S` at most, when the block does not come to its end; then the error goes on."""
+    try:
+        yield
+    except BaseException:
+        with trio.move_on_after(CLEANUP_S, shield=True):
+            await stream.aclose()
+        raise

@@ -8,8 +8,9 @@ A frame is a fixed prefix of 12 bytes, a msgpack map (the *header*) and a raw pa
     +------+-------+----------+---------------+----------------+--------+---------+
 
 All integers are big-endian. Flags and reserved are zero. Both lengths are checked against their caps before a byte of
-either part is kept, so that a peer can make us hold `MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES` and no more. Chunk data
-travels as payload: it is never copied through msgpack.
+either part is kept, so that a peer can make us hold `MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES` and no more; a header is
+measured before it is decoded, so that it cannot become much more than it was on the wire. Chunk data travels as
+payload: it is never copied through msgpack.
 """
 
 import struct
@@ -20,9 +21,16 @@ from typing import Any, Final
 
 import msgpack
 
+from p2player.proto.measure import ITEM_BYTES, Unmeasurable, measure
+
 PREFIX: Final = struct.Struct("!BBHII")
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_PAYLOAD_BYTES: Final = 4 << 20
+MAX_LEVELS: Final = 16
+MAX_ITEMS: Final = 1 << 17
+"""Of the header of a request or reply; the largest of ours compares 12,288 records, in some 60,000 items."""
+MAX_SMALL_ITEMS: Final = 1 << 10
+"""Of any other header."""
 MAX_METHOD_CHARS: Final = 64
 MAX_TEXT_CHARS: Final = 4096
 
@@ -67,12 +75,16 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Ask the peer to do `method`; it answers with any number of parts and then one reply or error."""
+    """Ask the peer to do `method`; it answers with any number of parts and then one reply or error.
+
+    `held_bytes` is about what a received one occupies here while it is open.
+    """
 
     rid: int
     method: str
     body: Mapping[str, Any] = field(default_factory=dict)
     payload: Buffer = b""
+    held_bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +145,34 @@ def encode(message: Message) -> list[Buffer]:
     """The frame of `message` as buffers to be sent in order; a payload is passed on uncopied.
 
     Raises:
-        LocalProtocolError: a part is over its cap.
+        LocalProtocolError: a part is over its cap, or holds what cannot be written down.
     """
-    kind, fields, payload = _fields(message)
-    header: bytes = msgpack.packb(fields, use_bin_type=True)
+    try:
+        kind, fields, payload = _fields(message)
+        header: bytes = msgpack.packb(fields, use_bin_type=True)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise LocalProtocolError(f"{type(message).__name__} cannot be written: {error}") from None
     if len(header) > MAX_HEADER_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
-        raise LocalProtocolError(f"{kind.name} too large: header {len(header)}, payload {len(payload)} bytes")
+        raise LocalProtocolError(
+            f"{type(message).__name__} too large: header {len(header)}, payload {len(payload)} bytes"
+        )
+    try:
+        _measured(kind, header)
+    except Unmeasurable as error:
+        raise LocalProtocolError(f"{type(message).__name__} too large: {error}") from None
     head = PREFIX.pack(kind, 0, 0, len(header), len(payload)) + header
     return [head, payload] if len(payload) else [head]
+
+
+def _measured(kind: int, header: bytes) -> int:
+    """The items in a header; raises `Unmeasurable` over the bounds of its type."""
+    large = kind in (FrameType.REQUEST, FrameType.REPLY)
+    return measure(header, most_items=MAX_ITEMS if large else MAX_SMALL_ITEMS, most_levels=MAX_LEVELS)
+
+
+def _plain(text: str) -> str:
+    """Text for the log of the other side: what has no encoding, such as half of an odd file name, is marked."""
+    return text[:MAX_TEXT_CHARS].encode(errors="replace").decode()
 
 
 def _fields(message: Message) -> tuple[FrameType, dict[str, Any], Buffer]:
@@ -155,7 +187,7 @@ def _fields(message: Message) -> tuple[FrameType, dict[str, Any], Buffer]:
         case Reply(rid, body, payload):
             return FrameType.REPLY, {"rid": rid, "body": dict(body)}, payload
         case Failure(rid, code, text):
-            return FrameType.ERROR, {"rid": rid, "code": code, "message": text[:MAX_TEXT_CHARS]}, b""
+            return FrameType.ERROR, {"rid": rid, "code": code, "message": _plain(text)}, b""
         case Cancel(rid):
             return FrameType.CANCEL, {"rid": rid}, b""
         case Ping():
@@ -163,7 +195,7 @@ def _fields(message: Message) -> tuple[FrameType, dict[str, Any], Buffer]:
         case Pong():
             return FrameType.PONG, {}, b""
         case Goodbye(reason):
-            return FrameType.GOODBYE, {"reason": reason[:MAX_TEXT_CHARS]}, b""
+            return FrameType.GOODBYE, {"reason": _plain(reason)}, b""
 
 
 class FrameReader:
@@ -209,8 +241,10 @@ class FrameReader:
 
 def _decode(kind: int, header: bytes, payload: bytes) -> Message:
     try:
-        fields = msgpack.unpackb(header, raw=False, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        items = _measured(kind, header)
+        fields = msgpack.unpackb(header, raw=False, strict_map_key=True)
+    # A key that is no text or bytes is a ValueError; the rest is what the decoder says of bytes that are no msgpack.
+    except (Unmeasurable, ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise RemoteProtocolError(f"frame header is not msgpack: {error}") from None
     if not isinstance(fields, dict):
         raise RemoteProtocolError("frame header is not a map")
@@ -223,7 +257,8 @@ def _decode(kind: int, header: bytes, payload: bytes) -> Message:
                 raise RemoteProtocolError("malformed features")
             return Hello(_text(fields, "node"), _text(fields, "name"), _text(fields, "version"), frozenset(features))
         case FrameType.REQUEST:
-            return Request(_rid(fields), _text(fields, "method"), _get(fields, "body", dict), payload)
+            held_bytes = len(header) + len(payload) + items * ITEM_BYTES
+            return Request(_rid(fields), _text(fields, "method"), _get(fields, "body", dict), payload, held_bytes)
         case FrameType.PART:
             return Part(_rid(fields), _get(fields, "header", dict), payload)
         case FrameType.REPLY:

@@ -13,7 +13,9 @@ the frame type tells whose number a frame bears, so that the two directions neve
     CANCEL(rid)  ------------------------------------->  stop; still sends an ending
 
 A cancelled request stays known until its ending arrives, since parts of it may be on the wire; they are dropped.
-What a peer can make us hold is bounded: `Limits.inbound` requests at a time, and one frame.
+What a peer can make us hold is bounded: `Limits.inbound` requests at a time, of `Limits.inbound_bytes` together, and
+one frame. Who asks counts as well, so as not to be cut off: a request that was cancelled is on the peer's side until
+its ending has come. Bytes cannot be counted from afar; a request too many is answered with a refusal.
 
 `Session.receive` turns bytes into events, `Session.send` messages into buffers. A `RemoteProtocolError` means that
 the connection is to be closed; the machine answers nothing afterwards.
@@ -44,9 +46,16 @@ CANCELLED = "cancelled"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one peer may have open with us at a time."""
+    """What one peer may have open with us at a time, and we with it.
+
+    Attributes:
+        inbound_bytes: about what all open requests of the peer occupy, decoded (`Request.held_bytes`).
+        outbound: requests of ours; below any peer's `inbound`.
+    """
 
     inbound: int = 64
+    inbound_bytes: int = 16 << 20
+    outbound: int = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,14 @@ class Opened:
     features: frozenset[str]
 
 
-Event = Opened | Request | Part | Reply | Failure | Cancel | Ping | Pong | Goodbye
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """The peer asked for more at once than it may: the request was dropped, and is to be answered with a failure."""
+
+    rid: int
+
+
+Event = Opened | Excess | Request | Part | Reply | Failure | Cancel | Ping | Pong | Goodbye
 
 
 class Session:
@@ -70,7 +86,7 @@ class Session:
 
     def __init__(self, hello: Hello, limits: Limits | None = None) -> None:
         self._hello = hello
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._reader = FrameReader()
         self._opened = False
         self._said_hello = False
@@ -78,7 +94,7 @@ class Session:
         self._next_rid = 1
         self._outbound: set[int] = set()
         self._abandoned: set[int] = set()
-        self._inbound: set[int] = set()
+        self._inbound: dict[int, int] = {}
 
     @property
     def opened(self) -> bool:
@@ -96,6 +112,15 @@ class Session:
         """Whether our request `rid` was sent and has neither ended nor been cancelled."""
         return rid in self._outbound
 
+    @property
+    def asking(self) -> int:
+        """Requests of ours that the peer may still be at, cancelled ones included."""
+        return len(self._outbound) + len(self._abandoned)
+
+    def retract(self, rid: int) -> None:
+        """Forget our request `rid`: the buffers that `send` gave for it were not sent."""
+        self._outbound.discard(rid)
+
     def next_rid(self) -> int:
         """A fresh request number."""
         rid = self._next_rid
@@ -106,7 +131,8 @@ class Session:
         """The buffers of `message`, after a check that it may be said now.
 
         Raises:
-            LocalProtocolError: it may not: no hello yet, or an ending for a request that is not open.
+            LocalProtocolError: it may not: no hello yet, an ending for a request that is not open, or it is over a cap.
+                Nothing has changed then.
         """
         if self._closed:
             raise LocalProtocolError("the session is closed")
@@ -133,7 +159,7 @@ class Session:
                 if rid not in self._inbound:
                     raise LocalProtocolError(f"request {rid} of the peer is not open")
                 buffers = encode(message)
-                self._inbound.discard(rid)
+                del self._inbound[rid]
                 return buffers
             case Goodbye():
                 self._closed = True
@@ -166,9 +192,12 @@ class Session:
             case Request(rid=rid):
                 if rid in self._inbound:
                     raise RemoteProtocolError(f"request {rid} is open already")
-                if len(self._inbound) >= self._limits.inbound:
-                    raise RemoteProtocolError(f"more than {self._limits.inbound} requests open")
-                self._inbound.add(rid)
+                if len(self._inbound) >= self.limits.inbound:
+                    raise RemoteProtocolError(f"more than {self.limits.inbound} requests open")
+                if sum(self._inbound.values()) + message.held_bytes > self.limits.inbound_bytes:
+                    self._inbound[rid] = 0
+                    return Excess(rid)
+                self._inbound[rid] = message.held_bytes
             case Cancel(rid=rid):
                 # A cancel crosses the ending on the wire now and then: nothing to stop any more.
                 return message if rid in self._inbound else None

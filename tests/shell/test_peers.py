@@ -4,6 +4,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from p2player import errors
 from p2player.log import Log
 from p2player.net.certificates import read_node
 from p2player.net.connection import Handler, Incoming
+from p2player.net.handshake import accept, connect
 from p2player.net.peers import PeerPool
 from tests.support.meshes import Mesh, MeshNode
 
@@ -144,6 +146,69 @@ async def test_with_an_expired_certificate_no_session_is_opened(tmp_path: Path) 
             async with PeerPool(trust, where.get, HANDLERS, Log(level="error"), version="1") as pool:
                 with pytest.raises(errors.Refused, match="expired"):
                     await pool.call(two.id, "whoami")
+
+
+async def test_a_dialled_stream_is_closed_when_its_certificate_is_not_taken(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, "m", time.time())
+    one, two = mesh.node("one", time.time()), mesh.node("two", time.time())
+
+    class Picky(Certified):
+        def peer_node_id(self, certificate_der: bytes) -> NodeId:
+            raise errors.Refused("an odd certificate")
+
+    ended = trio.Event()
+
+    async def server(raw: trio.SocketStream) -> None:
+        stream = await accept(raw, two.server())
+        try:
+            assert await stream.receive_some() == b""
+            ended.set()
+        finally:
+            await stream.aclose()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(partial(trio.serve_tcp, server, 0, host="127.0.0.1"))
+            where = {two.id: listeners[0].socket.getsockname()}
+            async with PeerPool(Picky(one, "one"), where.get, HANDLERS, Log(level="error"), version="1") as pool:
+                with pytest.raises(errors.Refused, match="odd"):
+                    await pool.call(two.id, "whoami")
+                await ended.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_accepted_stream_says_goodbye_when_this_node_expired(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, "m", time.time())
+    one, two = mesh.node("one", time.time()), mesh.node("two", time.time())
+    trust = Certified(two, "two")
+    trust.expired = True
+    with trio.fail_after(20):
+        async with PeerPool(trust, lambda _: None, HANDLERS, Log(level="error"), version="1") as pool:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pool.listen, listener)
+                raw = await trio.open_tcp_stream(*listener.socket.getsockname())
+                stream = await connect(raw, one.client())
+                assert await stream.receive_some() == b""  # a close_notify, not a torn connection
+                await stream.aclose()
+                nursery.cancel_scope.cancel()
+
+
+async def test_a_dialled_session_contains_its_own_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = Mesh(tmp_path, "m", time.time())
+    one, two = mesh.node("one", time.time()), mesh.node("two", time.time())
+    where: dict[NodeId, tuple[str, int]] = {}
+    with trio.fail_after(20):
+        async with serving(one, "one", where, HANDLERS) as first, serving(two, "two", where, HANDLERS):
+            async with first.lease(two.id) as session:
+
+                def broken(_: object) -> list[object]:
+                    raise ZeroDivisionError
+
+                monkeypatch.setattr(session._session, "receive", broken)
+                with pytest.raises(errors.Unreachable):
+                    await session.call("whoami")
+            assert (await first.call(two.id, "whoami"))["peer"] == one.id
 
 
 async def test_one_bad_client_does_not_hurt_the_others(tmp_path: Path) -> None:

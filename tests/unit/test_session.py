@@ -19,7 +19,7 @@ from p2player.proto.frames import (
     Request,
     encode,
 )
-from p2player.proto.session import Limits, Opened, Session
+from p2player.proto.session import Excess, Limits, Opened, Session
 
 
 def joined(buffers: Iterable[Buffer]) -> bytes:
@@ -96,6 +96,44 @@ def test_a_peer_cannot_open_more_than_its_share() -> None:
         answerer.receive(joined(asker.send(Request(rid, "m"))))
     with pytest.raises(RemoteProtocolError, match="more than 2"):
         answerer.receive(joined(asker.send(Request(3, "m"))))
+
+
+def test_what_a_peer_has_open_is_bounded_in_bytes() -> None:
+    asker, answerer = open_pair(Limits(inbound_bytes=5000))
+    answerer.receive(joined(asker.send(Request(1, "m", {}, bytes(3000)))))
+    assert answerer.receive(joined(asker.send(Request(2, "m", {}, bytes(3000))))) == [Excess(2)]
+    assert asker.receive(joined(answerer.send(Failure(2, "refused", "too much")))) == [
+        Failure(2, "refused", "too much")
+    ]
+    answerer.send(Reply(1))
+    again = Request(3, "m", {}, bytes(3000))
+    assert answerer.receive(joined(asker.send(again))) == [again]
+
+
+def test_a_request_counts_until_its_ending_even_when_it_was_cancelled() -> None:
+    asker, answerer = open_pair()
+    answerer.receive(joined(asker.send(Request(1, "m"))))
+    asker.send(Cancel(1))
+    assert asker.asking == 1
+    asker.receive(joined(answerer.send(Failure(1, "cancelled", ""))))
+    assert asker.asking == 0
+
+
+def test_a_request_that_was_never_sent_does_not_count() -> None:
+    asker, _ = open_pair()
+    asker.send(Request(1, "m"))
+    asker.retract(1)
+    assert asker.asking == 0
+    assert not asker.awaits(1)
+
+
+def test_an_ending_that_is_too_large_leaves_the_request_open_for_another() -> None:
+    asker, answerer = open_pair()
+    answerer.receive(joined(asker.send(Request(1, "m"))))
+    with pytest.raises(LocalProtocolError, match="too large"):
+        answerer.send(Reply(1, {"x": bytes(2 << 20)}))
+    failure = Failure(1, "failed", "too large")
+    assert asker.receive(joined(answerer.send(failure))) == [failure]
 
 
 def test_a_request_number_cannot_be_open_twice() -> None:
