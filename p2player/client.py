@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,6 @@ MAX_LINE_BYTES: Final = 1 << 20
 
 _MAX_SOCKET_PATH_BYTES = 107
 _SILENCE_S = 60.0
-_PAUSE_S = 0.1
 
 Row = dict[str, Any]
 Watch = Callable[[Mapping[str, Any]], None]
@@ -98,7 +96,9 @@ class Client:
             location = response.headers.get("Location")
         return Answer(response.status, _document(response.status, data), location)
 
-    def work(self, method: str, target: str, body: Mapping[str, Any] | None, watch: Watch) -> Row:
+    def work(
+        self, method: str, target: str, body: Mapping[str, Any] | None, watch: Watch, *, every_s: float = 0.1
+    ) -> Row:
         """Start long work, wait until it ends, and return its result. Ctrl-C cancels the work at the node.
 
         Raises:
@@ -108,7 +108,7 @@ class Client:
         if answer.location is None:
             return _row(answer.document)
         try:
-            row = self.follow(answer.location, watch)
+            row = self.follow(answer.location, watch, every_s=every_s)
         except KeyboardInterrupt:
             with contextlib.suppress(errors.P2PlayerError):
                 self.request("DELETE", answer.location)
@@ -116,19 +116,21 @@ class Client:
         raise_failure(row)
         return _row(row.get("result"))
 
-    def follow(self, location: str, watch: Watch) -> Row:
+    def follow(self, location: str, watch: Watch, *, every_s: float = 0.1) -> Row:
         """Wait until long work or a migration ends; its last row. Ctrl-C leaves it running.
+
+        Args:
+            watch: called with each row before the last one.
+            every_s: how often at most, in seconds; to tell costs the node time that the work could use.
 
         Raises:
             Unreachable: the node went away meanwhile.
         """
         while True:
-            asked = time.monotonic()
-            row = _row(self.get(f"{location}?wait={POLL_S:g}"))
+            row = _row(self.get(f"{location}?wait={POLL_S:g}&every={every_s:g}"))
             if row.get("state") in ENDED:
                 return row
             watch(row)
-            time.sleep(max(0.0, _PAUSE_S - (time.monotonic() - asked)))
 
     def events(self) -> Iterator[tuple[str, Row]]:
         """What happens at the node from now on, as (type, data), until it stops.

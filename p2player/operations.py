@@ -40,6 +40,7 @@ class Operation:
     started_at: float = field(default_factory=time.time)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _changed: trio.Event = field(default_factory=trio.Event)
+    _ended: trio.Event = field(default_factory=trio.Event)
     _told_at: float = 0.0
 
     def row(self) -> dict[str, Any]:
@@ -68,10 +69,19 @@ class Operation:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def wait(self, seconds: float) -> None:
-        """Return when it ended or changed, or `seconds` passed."""
-        if self.state == "running":
-            with trio.move_on_after(seconds):
+    def end(self) -> None:
+        """Wake everyone for good."""
+        self._ended.set()
+        self.tell()
+
+    async def wait(self, seconds: float, every_s: float = 0.0) -> None:
+        """Return when it ended, or `seconds` passed, or it changed; for a change not before `every_s` seconds."""
+        if self.state != "running":
+            return
+        with trio.move_on_after(seconds):
+            with trio.move_on_after(every_s):
+                await self._ended.wait()
+            if self.state == "running":
                 await self._changed.wait()
 
     def thread_progress(self, message: str = "") -> Callable[[int, int], None]:
@@ -140,4 +150,4 @@ class Operations:
                     state = "failed"
         finally:
             operation.state = state
-            operation.tell()
+            operation.end()

@@ -47,7 +47,7 @@ class Session:
     def work(self, title: str, method: str, target: str, body: dict[str, Any] | None = None, *, quiet: bool) -> "Row":
         """Let the node do long work, and show how far it is; the result. Ctrl-C cancels it."""
         with output.progress(title, quiet=quiet) as watch:
-            return self.client.work(method, target, body, watch)
+            return self.client.work(method, target, body, watch, every_s=output.watch_every_s(quiet=quiet))
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from p2player.client import Watch
 
 PLAIN_EVERY_S: Final = 5.0
+BAR_EVERY_S: Final = 0.1
+QUIET_EVERY_S: Final = 60.0
 """How often long work writes a line where there is no terminal."""
 
 _WIDE = 4000
@@ -152,6 +154,13 @@ def progress(title: str, *, quiet: bool = False) -> Iterator["Watch"]:
             yield watch
     else:
         yield _Lines(title)
+
+
+def watch_every_s(*, quiet: bool) -> float:
+    """How often what `progress` yields wants to be called, in seconds."""
+    if quiet:
+        return QUIET_EVERY_S
+    return BAR_EVERY_S if sys.stderr.isatty() else PLAIN_EVERY_S
 
 
 class _Lines:

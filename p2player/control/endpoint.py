@@ -61,11 +61,18 @@ class Call:
 
     def wait_s(self) -> float:
         """How long the client is ready to wait for a change: `?wait=SECONDS`."""
-        text = self.query.get("wait", "0")
+        return self._seconds("wait")
+
+    def every_s(self) -> float:
+        """How often the client wants to hear of changes that are no end: `?every=SECONDS`."""
+        return self._seconds("every")
+
+    def _seconds(self, name: str) -> float:
+        text = self.query.get(name, "0")
         try:
             return min(max(float(text), 0.0), MAX_WAIT_S)
         except ValueError:
-            raise errors.Usage(f"wait={text!r} is not a number of seconds") from None
+            raise errors.Usage(f"{name}={text!r} is not a number of seconds") from None
 
 
 Handle = Callable[[Call], Awaitable[Response]]

@@ -34,7 +34,7 @@ async def _authority(call: Call) -> Response:
 
 async def _operation(call: Call) -> Response:
     operation = call.node.operations.get(call.path["id"])
-    await operation.wait(call.wait_s())
+    await operation.wait(call.wait_s(), call.every_s())
     return answer(operation.row())
 
 
@@ -62,6 +62,11 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/leave", "Leave the mesh for good; the node stops", _leave),
     Endpoint("POST", "/v1/nodes/{node}/revoke", "Shut a node out (not in this version)", _revoke),
     Endpoint("POST", "/v1/authorities/{node}", "Let a node invite others (not in this version)", _authority),
-    Endpoint("GET", "/v1/operations/{id}", "Long work: its progress and result; ?wait=SECONDS waits", _operation),
+    Endpoint(
+        "GET",
+        "/v1/operations/{id}",
+        "Long work; ?wait=SECONDS waits for a change, told every ?every=SECONDS at most",
+        _operation,
+    ),
     Endpoint("DELETE", "/v1/operations/{id}", "Cancel long work", _cancel_operation),
 )

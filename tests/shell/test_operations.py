@@ -95,6 +95,25 @@ async def test_a_watcher_wakes_at_a_change_or_in_time(operations: Operations, au
     operation.scope.cancel()
 
 
+async def test_changes_are_told_no_oftener_than_asked_but_the_end_at_once(
+    operations: Operations, autojump_clock: MockClock
+) -> None:
+    async def work(operation: Operation) -> dict[str, Any]:
+        for step in range(40):
+            await trio.sleep(0.5)
+            operation.done = step
+            operation.tell()
+        return {}
+
+    operation = operations.start("test", work)
+    started = trio.current_time()
+    await operation.wait(60, every_s=5)
+    assert trio.current_time() - started == pytest.approx(5.5)
+    await operation.wait(60, every_s=50)
+    assert trio.current_time() - started == pytest.approx(20)
+    assert operation.state == "done"
+
+
 async def test_old_ones_are_forgotten(operations: Operations) -> None:
     async def work(_: Operation) -> dict[str, Any]:
         return {}

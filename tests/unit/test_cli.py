@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from p2player import client as client_module
 from p2player.cli import execute
 from tests.support.canned import (
     ADDED,
@@ -35,7 +34,6 @@ from tests.support.fakenode import FakeNode, Reply, accepted, operation, problem
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNode]:
-    monkeypatch.setattr(client_module, "_PAUSE_S", 0.0)
     monkeypatch.setenv("P2PLAYER_STATE", str(tmp_path))
     with FakeNode(tmp_path) as running:
         yield running

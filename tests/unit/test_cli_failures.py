@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from p2player import client as client_module
 from p2player.cli import execute, output
 from tests.support.canned import LAYERS, OP, error_line
 from tests.support.fakenode import FakeNode, Reply, Request, accepted, operation, problem
@@ -18,7 +17,6 @@ from tests.support.fakenode import FakeNode, Reply, Request, accepted, operation
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNode]:
-    monkeypatch.setattr(client_module, "_PAUSE_S", 0.0)
     monkeypatch.setenv("P2PLAYER_STATE", str(tmp_path))
     with FakeNode(tmp_path) as running:
         yield running

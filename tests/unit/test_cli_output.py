@@ -12,7 +12,6 @@ import click
 import pytest
 
 import p2player
-from p2player import client as client_module
 from p2player.cli import cli, execute, output, watch
 from tests.support.canned import APP, MIGRATION, PEERS, STATUS
 from tests.support.fakenode import FakeNode, Reply
@@ -20,7 +19,6 @@ from tests.support.fakenode import FakeNode, Reply
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNode]:
-    monkeypatch.setattr(client_module, "_PAUSE_S", 0.0)
     monkeypatch.setenv("P2PLAYER_STATE", str(tmp_path))
     with FakeNode(tmp_path) as running:
         yield running

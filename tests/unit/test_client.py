@@ -20,11 +20,6 @@ def node(tmp_path: Path) -> Iterator[FakeNode]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_PAUSE_S", 0.0)
-
-
 def ignore(_row: object) -> None:
     """Watch nothing."""
 
@@ -146,7 +141,7 @@ def test_long_work_is_followed_to_its_result(node: FakeNode) -> None:
     )
     assert result == {"id": "abc"}
     assert seen == [1, 2]
-    assert node.requests[-1].query == "wait=20"
+    assert node.requests[-1].query == "wait=20&every=0.1"
 
 
 def test_work_that_is_done_at_once_needs_no_following(node: FakeNode) -> None:
