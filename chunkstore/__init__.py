@@ -12,7 +12,7 @@
 
     chunker holes                      where bytes are cut; what is left out
     entries manifest manifest_*        what a tree is made of, its canonical encoding, what changed
-    importer ingest treescan statcache       a folder into content
+    importer ingest reserving treescan statcache    a folder into content
     tarfiles tarreader tarfields tarsparse acltext sniff    an archive into content
     checkout staging leftovers filewriter    a manifest back into a folder
     attributes beneath progress tree_errors  what both directions need
