@@ -2,10 +2,16 @@
 
 A layer is named by the catalog, described by its manifest, and held chunk by chunk in stores. This service joins the
 three: it resolves what a user calls a layer, brings it here when it is wanted here, and keeps the catalog true.
+
+The ledger belongs to the trio thread and is in memory; the store asks SQLite, and so is asked in worker threads, once
+for each answer. `holder_hints` alone is synchronous, as running transfers ask it again and again: it reads the ledger
+and nothing else.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +20,12 @@ import trio
 
 from chunkstore.checkout import CheckedOut, checkout
 from chunkstore.digest import LayerId
+from chunkstore.errors import LayerUnknown
 from chunkstore.importer import import_tree
 from chunkstore.ingest import Imported
 from chunkstore.manifest import Manifest, load
 from chunkstore.manifest_diff import Difference, diff
+from chunkstore.reserving import Reserving
 from chunkstore.sniff import SourceKind, sniff
 from chunkstore.store import ChunkStore
 from chunkstore.tarfiles import import_tar
@@ -35,6 +43,7 @@ from p2player.net.peers import PeerPool
 from p2player.operations import Operation
 from p2player.presence import Presence
 from p2player.transfer import HolderHint, PullReport, Transfers
+from p2player.trees import Trees
 
 ASK_PEERS_S = 5.0
 ASK_AGAIN_S = 0.5
@@ -43,6 +52,17 @@ IMPORT_TRIES = 3
 
 Kind = Literal["base", "app"]
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What the store has of a layer."""
+
+    size: int
+    have: int
+    total: int
+    held: bool
+    pinned: bool
 
 
 class Layers:
@@ -75,22 +95,21 @@ class Layers:
         self._presence = presence
         self._events = events
         self._log = log
-        self._trees = trees
+        self._trees = Trees(trees, self._make_tree, log)
         self._in_use = in_use
-        self._tree_locks: dict[LayerId, trio.Lock] = {}
+        self._fetched = trio.Event()
 
     # What there is
 
     async def rows(self) -> list[dict[str, Any]]:
         """The rows of `/v1/layers`: every name of the mesh, and what this node holds without a name."""
-        records = await trio.to_thread.run_sync(self._store.layers)
-        here = {record.id: record for record in records if record.held}
+        here = await trio.to_thread.run_sync(_all_here, self._store)
         holders, partial = self._holders()
         catalog = self._ledger.catalog()
-        rows = [self._row(entry.layer, entry, holders, partial) for entry in catalog.values()]
-        named = {entry.layer for entry in catalog.values()}
-        for layer in sorted((set(here) | set(holders) | set(partial)) - named):
-            rows.append(self._row(layer, None, holders, partial))
+        rows = [self._row(entry.layer, entry, here, holders, partial) for entry in catalog.values()]
+        known = {layer for layer, found in here.items() if found.held} | set(holders) | set(partial)
+        for layer in sorted(known - {entry.layer for entry in catalog.values()}):
+            rows.append(self._row(layer, None, here, holders, partial))
         return rows
 
     def _holders(self) -> tuple[dict[bytes, list[str]], dict[bytes, dict[str, int]]]:
@@ -113,15 +132,15 @@ class Layers:
         self,
         layer: bytes,
         entry: CatalogEntry | None,
+        here: Mapping[bytes, _Here],
         holders: dict[bytes, list[str]],
         partial: dict[bytes, dict[str, int]],
     ) -> dict[str, Any]:
-        record = self._store.layer(LayerId(layer))
-        have, total = self._store.holding(LayerId(layer)) if record is not None else (0, 0)
-        size = record.size if record is not None else 0
+        found = here.get(layer)
+        size, total = (found.size, found.total) if found is not None else (0, 0)
         if entry is not None:
             size, total = entry.size, entry.chunks
-        elif record is None:
+        elif found is None:
             size, total = self._told_size(layer)
         return {
             "id": layer.hex(),
@@ -129,21 +148,26 @@ class Layers:
             "kind": entry.kind if entry is not None else None,
             "size": size,
             "chunks": total,
-            "have_chunks": have,
+            "have_chunks": found.have if found is not None else 0,
             "holders": sorted(holders.get(layer, [])),
             "partial": dict(sorted(partial.get(layer, {}).items())),
             "owner": self._mesh.name_of(entry.owner) if entry is not None else None,
             "version": entry.version if entry is not None else None,
             "taken_from": self._mesh.name_of(entry.taken_from) if entry is not None and entry.taken_from else None,
-            "pinned": record is not None and record.pinned,
+            "pinned": found is not None and found.pinned,
         }
 
-    def size(self, layer: LayerId) -> int:
-        """Bytes of file content of a layer, as far as anybody told; 0 if nobody did."""
-        record = self._store.layer(layer)
+    async def sizes(self, layers: Iterable[LayerId]) -> dict[LayerId, int]:
+        """Bytes of file content of each layer, as far as anybody told; 0 if nobody did."""
+        wanted = list(layers)
+        records = await trio.to_thread.run_sync(lambda: [self._store.layer(layer) for layer in wanted])
+        return {
+            layer: record.size if record is not None else self._size_elsewhere(layer)
+            for layer, record in zip(wanted, records, strict=True)
+        }
+
+    def _size_elsewhere(self, layer: LayerId) -> int:
         named = self._ledger.catalog().of(layer)
-        if record is not None:
-            return record.size
         return named[0].size if named and named[0].layer == layer else self._told_size(layer)[0]
 
     def _told_size(self, layer: bytes) -> tuple[int, int]:
@@ -153,15 +177,15 @@ class Layers:
         ]
         return (told[0].size, told[0].total) if told else (0, 0)
 
-    def known(self, ref: str) -> LayerId | None:
+    async def known(self, ref: str) -> LayerId | None:
         """The layer that `ref` means by what is known here; None if nothing is.
 
         Raises:
             Refused: `ref` is the start of several ids.
         """
         found = {*self._ledger.find(ref)}
-        if ref not in self._ledger.catalog():
-            found |= {record.id for record in self._store.find_layers(ref)} if _is_prefix(ref) else set()
+        if ref not in self._ledger.catalog() and _is_prefix(ref):
+            found |= {record.id for record in await trio.to_thread.run_sync(self._store.find_layers, ref)}
         if len(found) > 1:
             raise errors.Refused(f"layer id {ref} is not unique: {', '.join(sorted(i.hex()[:16] for i in found))}")
         return LayerId(found.pop()) if found else None
@@ -173,11 +197,11 @@ class Layers:
             NotFound: nobody knew it for `ASK_PEERS_S` seconds.
             Refused: `ref` is the start of several ids.
         """
-        layer = self.known(ref)
+        layer = await self.known(ref)
         if layer is None:
             with trio.move_on_after(ASK_PEERS_S):
                 while layer is None:
-                    layer = self.known(ref) or await self._ask_peers(ref)
+                    layer = await self.known(ref) or await self._ask_peers(ref)
                     if layer is None:
                         await trio.sleep(ASK_AGAIN_S)
         if layer is None:
@@ -208,7 +232,7 @@ class Layers:
         ref = call.body.get("ref")
         if not isinstance(ref, str) or not 0 < len(ref) <= 128:
             raise errors.Usage("malformed reference")
-        return {"layer": self.known(ref)}
+        return {"layer": await self.known(ref)}
 
     def holder_hints(self, layer: LayerId) -> list[HolderHint]:
         """Peers that claim content of `layer`, wholly or in part."""
@@ -236,7 +260,7 @@ class Layers:
         self._check_owner(name, takeover)
         importer = await trio.to_thread.run_sync(_importer_for, path, self._store)
         progress = operation.thread_progress(f"importing {path}")
-        read = partial(importer, self._store, path, progress=progress)
+        read = partial(importer, path=path, progress=progress)
         imported = await trio.to_thread.run_sync(self._import, read)
         try:
             self._ledger.bind(
@@ -272,21 +296,22 @@ class Layers:
         owner = self._mesh.name_of(error.owner)
         return errors.Refused(f"the name {error.name} belongs to node {owner}; --takeover takes it over")
 
-    def _import(self, read: Callable[[], Imported]) -> Imported:
+    def _import(self, read: Callable[[Reserving], Imported]) -> Imported:
         """Read a source and record it as a layer; in a worker thread.
 
-        A chunk that was here without a layer may be collected between the look at it and the record: then what is
-        missing is read once more.
+        What was here before is reserved meanwhile. A new chunk may still be collected in an import of hours: then what
+        is missing is read once more.
         """
         for _ in range(IMPORT_TRIES):
-            imported = read()
-            self._store.put_layer(
-                imported.layer_id,
-                imported.size,
-                imported.manifest_chunks,
-                imported.manifest_size,
-                imported.manifest.chunks(),
-            )
+            with Reserving(self._store) as content:
+                imported = read(content)
+                self._store.put_layer(
+                    imported.layer_id,
+                    imported.size,
+                    imported.manifest_chunks,
+                    imported.manifest_size,
+                    imported.manifest.chunks(),
+                )
             self._store.commit()
             have, total = self._store.holding(imported.layer_id)
             if have == total:
@@ -323,7 +348,17 @@ class Layers:
             self._events.emit("layer.pulled", id=layer.hex(), transferred=report.transferred)
             self._log.info("layer pulled", layer=layer.hex()[:16], bytes=report.transferred, seconds=report.seconds)
         await self._presence.publish()
+        self._fetched.set()
+        self._fetched = trio.Event()
         return report
+
+    def being_pulled(self) -> set[LayerId]:
+        """Layers of which something is on its way here."""
+        return self._transfers.pulling()
+
+    async def wait_fetched(self) -> None:
+        """Return when a layer was pulled, or looked after and found whole."""
+        await self._fetched.wait()
 
     async def manifest(self, layer: LayerId) -> Manifest:
         """The manifest of a layer that is held here.
@@ -331,10 +366,7 @@ class Layers:
         Raises:
             Integrity: it is damaged.
         """
-        record = self._store.layer(layer)
-        if record is None:
-            raise errors.NotFound(f"layer {layer.hex()[:16]} is not on this node")
-        return await trio.to_thread.run_sync(load, self._store, record.manifest_chunks, layer)
+        return await trio.to_thread.run_sync(_load_manifest, self._store, layer)
 
     async def checkout(self, ref: str, directory: Path, *, operation: Operation) -> dict[str, Any]:
         """Write the tree of a layer to `directory`, which must be absent or empty; pulls what is missing."""
@@ -364,13 +396,19 @@ class Layers:
 
     async def tree(self, layer: LayerId) -> Path:
         """The checked-out tree of `layer` that this node's apps share; made when it is first asked for."""
-        path = self._trees / layer.hex()
-        async with self._tree_locks.setdefault(layer, trio.Lock()):
-            if not path.is_dir():
-                await self.fetch(layer)
-                manifest = await self.manifest(layer)
-                await trio.to_thread.run_sync(checkout, self._store, manifest, path)
-        return path
+        return await self._trees.tree(layer)
+
+    async def _make_tree(self, layer: LayerId, path: Path) -> None:
+        await self.fetch(layer)
+        manifest = await self.manifest(layer)
+        await trio.to_thread.run_sync(checkout, self._store, manifest, path)
+
+    async def sweep_trees(self, idle_s: float) -> int:
+        """Remove the trees that no app here uses and nobody asked for in the last `idle_s` seconds; how many."""
+        removed = await self._trees.sweep(self._in_use, idle_s)
+        if removed:
+            self._log.info("checkouts removed", layers=len(removed))
+        return len(removed)
 
     async def remove(self, ref: str) -> dict[str, Any]:
         """Free the name if this node owns it, and drop the layer from this node; gc frees the space.
@@ -379,11 +417,11 @@ class Layers:
             Refused: an app of this node runs on it, or it is neither this node's name nor held here.
         """
         layer = await self.resolve(ref)
+        record = await trio.to_thread.run_sync(self._store.layer, layer)
         if layer in self._in_use():
             raise errors.Refused(f"layer {ref} is in use by an app of this node")
         entry = self._ledger.catalog().get(ref)
         owned = entry is not None and entry.owner == self._mesh.me
-        record = self._store.layer(layer)
         if not owned and (record is None or not record.held):
             raise errors.Refused(f"layer {ref} is neither named by this node nor held on it")
         if owned:
@@ -398,7 +436,7 @@ class Layers:
     async def pin(self, ref: str, on: bool) -> dict[str, Any]:
         """Pin or unpin a layer that this node holds."""
         layer = await self.resolve(ref)
-        record = self._store.layer(layer)
+        record = await trio.to_thread.run_sync(self._store.layer, layer)
         if record is None or not record.held:
             raise errors.Refused(f"layer {ref} is not held on this node; pull it first")
         await trio.to_thread.run_sync(self._store.pin, layer, on)
@@ -409,7 +447,7 @@ class Layers:
         manifests = []
         for ref in (a, b):
             layer = await self.resolve(ref)
-            if self._store.layer(layer) is None:
+            if await trio.to_thread.run_sync(self._store.layer, layer) is None:
                 await self.fetch(layer)
             manifests.append(await self.manifest(layer))
         changes = await trio.to_thread.run_sync(diff, manifests[0], manifests[1])
@@ -421,6 +459,23 @@ class Layers:
             else:
                 shown["changed"].append({"path": path, "what": change.what.value})
         return {**shown, "truncated": len(changes) > CHANGES_SHOWN}
+
+
+def _all_here(store: ChunkStore) -> dict[bytes, _Here]:
+    """What there is of every layer on record; for a worker thread."""
+    found: dict[bytes, _Here] = {}
+    for record in store.layers():
+        with suppress(LayerUnknown):  # gc took it meanwhile
+            have, total = store.holding(record.id)
+            found[record.id] = _Here(record.size, have, total, record.held, record.pinned)
+    return found
+
+
+def _load_manifest(store: ChunkStore, layer: LayerId) -> Manifest:
+    record = store.layer(layer)
+    if record is None:
+        raise errors.NotFound(f"layer {layer.hex()[:16]} is not on this node")
+    return load(store, record.manifest_chunks, layer)
 
 
 def _is_prefix(ref: str) -> bool:

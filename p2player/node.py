@@ -358,7 +358,7 @@ class Node:
             self._gossip.join([(str(row["host"]), int(row["port"])) for row in self.identity.members])
             await self._presence.publish()
             await self.migrations.recover_all()
-            for service in (self._presence.run, self.apps.watch, self.warmer.run):
+            for service in (self._presence.run, self.apps.watch, self.warmer.run, self.upkeep.run):
                 nursery.start_soon(service)
             yield nursery
 

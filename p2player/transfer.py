@@ -144,6 +144,10 @@ class Transfers:
                 raise errors.from_code(running.error.code, running.error.message)
             # The one that led was cancelled: take over.
 
+    def pulling(self) -> set[LayerId]:
+        """Layers that are being pulled now."""
+        return set(self._running)
+
     async def pull_chunks(
         self,
         content: Content,

@@ -1,8 +1,14 @@
-"""Keeping the store sound: what it holds, verifying and mending it, and collecting what nothing refers to."""
+"""Keeping the store sound: what it holds, verifying and mending it, and collecting what nothing refers to.
+
+Collecting starts by itself when the file system is fuller than the high watermark, which is looked at now and then and
+after every pull. Where that did not help, since others filled the disk or everything here is needed, it is not tried
+again for a while.
+"""
 
 import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +16,8 @@ from typing import Any
 import trio
 
 from chunkstore.digest import LayerId
-from chunkstore.store import ChunkStore, Damage, GcPolicy
+from chunkstore.errors import StoreError
+from chunkstore.store import ChunkStore, Damage, GcPolicy, GcReport
 from gossip.ledger import Ledger
 from gossip.messages import NodeId
 from p2player import errors
@@ -19,6 +26,55 @@ from p2player.log import Log
 from p2player.operations import Operation
 from p2player.presence import Presence
 
+CHECK_S = 60.0
+PAUSE_S = 900.0
+SWEEP_S = 600.0
+TREE_IDLE_S = 3600.0
+TREE_RECENT_S = 600.0
+LAYER_RECENT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The last time that the store was collected by itself.
+
+    `used` is how full the file system was afterwards, as a part of it; `at_s` is on a monotonic clock.
+    """
+
+    at_s: float
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A file system, in bytes; `free_bytes` is what an ordinary user may still write."""
+
+    total_bytes: int
+    free_bytes: int
+
+    @property
+    def used(self) -> float:
+        """How full it is, as a part of it."""
+        return 1 - self.free_bytes / self.total_bytes if self.total_bytes else 0.0
+
+
+def disk_of(path: Path) -> Disk:
+    """The file system that `path` is on."""
+    found = os.statvfs(path)
+    return Disk(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+
+def is_due(used: float, high: float, last: Round | None, now: float) -> bool:
+    """Whether to collect: the file system is fuller than `high`, and was brought below by the last round, or that is
+    long ago.
+
+    Args:
+        used: part of the file system that is not free to this user.
+        high: the high watermark.
+        now: seconds on the clock of `last`.
+    """
+    return used > high and (last is None or last.used <= high or now - last.at_s >= PAUSE_S)
+
 
 class Upkeep:
     """The store's keeper on this node.
@@ -26,6 +82,8 @@ class Upkeep:
     Args:
         high, low: how full the file system may be, as parts of it; above the first, gc evicts down to the second.
         in_use: layers that this node's apps refer to.
+        disk: what tells how full the file system of `root` is.
+        wall: the store's clock, seconds since the epoch.
     """
 
     def __init__(
@@ -41,6 +99,8 @@ class Upkeep:
         high: float,
         low: float,
         in_use: Callable[[], set[LayerId]],
+        disk: Callable[[Path], Disk] = disk_of,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -51,6 +111,8 @@ class Upkeep:
         self._root = root
         self._high, self._low = high, low
         self._in_use = in_use
+        self._disk = disk
+        self._wall = wall
         self._alone = trio.Lock()
 
     async def stats(self) -> dict[str, Any]:
@@ -102,33 +164,84 @@ class Upkeep:
     async def collect(self, operation: Operation) -> dict[str, Any]:
         """Free what nothing refers to; above the high watermark, also layers that were not used for long.
 
+        Checked-out trees that no app uses go too.
+
         Returns:
-            `{freed_bytes, chunks, evicted: [{id, name}]}`.
+            `{freed_bytes, chunks, evicted: [{id, name}], trees}`; `trees` counts checkouts.
         """
-        mine = {e.layer for e in self._ledger.catalog().values() if e.owner == self._me}
-        bound = {LayerId(layer) for layer in mine} | self._in_use()
-        async with self._alone:
-            report = await trio.to_thread.run_sync(
-                partial(
-                    self._store.collect,
-                    await trio.to_thread.run_sync(self._policy),
-                    bound=bound,
-                    progress=operation.thread_progress("collecting"),
-                )
-            )
-        await self._presence.publish()
-        self._log.info("store collected", freed=report.freed_bytes, chunks=report.chunks, packs=report.packs)
+        trees = await self._layers.sweep_trees(TREE_RECENT_S)
+        report = await self._collect(operation.thread_progress("collecting"))
         return {
             "freed_bytes": report.freed_bytes,
             "chunks": report.chunks,
             "evicted": [self._named(layer) for layer in report.evicted],
+            "trees": trees,
         }
+
+    async def run(self) -> None:
+        """Remove idle trees, and collect when the disk is nearly full; runs until cancelled."""
+        last: Round | None = None
+        swept_s = -SWEEP_S
+        while True:
+            now = time.monotonic()
+            if now - swept_s >= SWEEP_S:
+                swept_s = now
+                await self._layers.sweep_trees(TREE_IDLE_S)
+            if is_due(await self._used(), self._high, last, now):
+                await self._collect_by_itself()
+                last = Round(now, await self._used())
+            with trio.move_on_after(CHECK_S):
+                await self._layers.wait_fetched()
+
+    async def _collect_by_itself(self) -> None:
+        self._log.info("the disk is nearly full: collecting", high_watermark=self._high)
+        try:
+            await self._layers.sweep_trees(TREE_RECENT_S)
+            await self._collect(_heed_cancellation, spare_used_since=self._wall() - LAYER_RECENT_S)
+        except (StoreError, OSError) as error:
+            self._log.error("the store could not be collected", reason=str(error))
+
+    async def _collect(self, progress: Callable[[int, int], None], spare_used_since: float | None = None) -> GcReport:
+        """Collect once.
+
+        Args:
+            spare_used_since: do not evict layers that were used after this wall-clock time: what needs them may not
+                say so yet.
+        """
+        mine = {LayerId(e.layer) for e in self._ledger.catalog().values() if e.owner == self._me}
+        bound = mine | self._in_use() | self._layers.being_pulled()
+        async with self._alone:
+            report = await trio.to_thread.run_sync(self._collect_now, bound, spare_used_since, progress)
+        await self._presence.publish()
+        self._log.info(
+            "store collected",
+            freed=report.freed_bytes,
+            chunks=report.chunks,
+            packs=report.packs,
+            evicted=len(report.evicted),
+        )
+        return report
+
+    def _collect_now(
+        self, bound: set[LayerId], spare_used_since: float | None, progress: Callable[[int, int], None]
+    ) -> GcReport:
+        if spare_used_since is not None:
+            bound = bound | {record.id for record in self._store.layers() if record.used_s >= spare_used_since}
+        return self._store.collect(self._policy(), bound=bound, progress=progress)
+
+    async def _used(self) -> float:
+        return (await trio.to_thread.run_sync(self._disk, self._root)).used
 
     def _policy(self) -> GcPolicy:
         """The watermarks in bytes of this store: what others have on the file system is not ours to free."""
-        disk = os.statvfs(self._root)
-        total = disk.f_blocks * disk.f_frsize
-        others = total - disk.f_bavail * disk.f_frsize - self._store.stats().stored_bytes
+        disk = self._disk(self._root)
+        total = disk.total_bytes
+        others = total - disk.free_bytes - self._store.stats().stored_bytes
         return GcPolicy(
             high_bytes=max(0, int(self._high * total) - others), low_bytes=max(0, int(self._low * total) - others)
         )
+
+
+def _heed_cancellation(_done: int, _total: int) -> None:
+    """Progress of what nobody watches: ends it when the node stops."""
+    trio.from_thread.check_cancelled()

@@ -89,7 +89,8 @@ class Warmer:
             raise errors.Usage("'copies' must be a positive number")
         request = CopyRequest(self._mesh.find(to) if to is not None else None, site, copies)
         wanted = await self._target_layers(target)
-        plan = plan_copies(self._sizes(wanted), self._whole_holders(wanted), self._candidates(), request)
+        sizes = await self._layers.sizes(wanted)
+        plan = plan_copies(sizes, self._whole_holders(wanted), self._candidates(), request)
         if plan.refusals:
             raise errors.Refused("; ".join(plan.refusals))
         placed: list[dict[str, Any]] = []
@@ -113,9 +114,6 @@ class Warmer:
         except errors.NotFound:
             return [await self._layers.resolve(target)]
         return [LayerId(row.base), LayerId(row.app)]
-
-    def _sizes(self, wanted: Iterable[LayerId]) -> dict[LayerId, int]:
-        return {layer: self._layers.size(layer) for layer in wanted}
 
     def _whole_holders(self, wanted: Iterable[LayerId]) -> dict[LayerId, frozenset[NodeId]]:
         inventories = self._ledger.inventories()
@@ -194,8 +192,9 @@ class Warmer:
     async def _fetch_my_share(self) -> None:
         """Fetch what is planned for this node; all layers of the site go to one place, an app beside its base."""
         wanted = self._wanted()
+        sizes = await self._layers.sizes(wanted)
         request = CopyRequest(site=self._mesh.my_site, copies=1)
-        plan = plan_copies(self._sizes(wanted), self._whole_holders(wanted), self._candidates(), request)
+        plan = plan_copies(sizes, self._whole_holders(wanted), self._candidates(), request)
         for copy in plan.copies if wanted else ():
             if copy.node != self._mesh.me:
                 continue
