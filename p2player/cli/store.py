@@ -74,7 +74,8 @@ def gc(session: Session, as_json: bool) -> None:
         output.document(result)
         return
     evicted = result.get("evicted")
-    gone = f", evicted {output.text(evicted)}" if evicted else ""
+    names = [str(row.get("name") or row.get("id", "")[:12]) for row in evicted] if evicted else []
+    gone = f", evicted {output.text(names)}" if names else ""
     output.line(f"{size(result.get('freed_bytes'))} freed, {result.get('chunks')} chunks{gone}")
 
 

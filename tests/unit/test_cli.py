@@ -157,7 +157,7 @@ CASES = [
     work(
         "store gc",
         "POST /v1/store/gc",
-        {"freed_bytes": 2048, "chunks": 3, "evicted": ["game"]},
+        {"freed_bytes": 2048, "chunks": 3, "evicted": [{"id": "ab" * 32, "name": "game"}]},
         ["2.0 KiB freed, 3 chunks, evicted game"],
     ),
     read("leave", "POST /v1/leave", {"left": True}, ["left the mesh"], json_too=False),

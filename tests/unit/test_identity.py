@@ -12,7 +12,7 @@ from p2player import enrol
 from p2player.addresses import Address
 from p2player.errors import Integrity, Refused
 from p2player.net import certificates, issuing
-from p2player.net.certificates import CertificateError
+from p2player.net.certificates import BACKDATE_S, CertificateError
 from p2player.net.identity import Identity
 from p2player.net.keyring import new_keyring, read_keyring, write_keyring
 from p2player.statedir import StateDir
@@ -63,15 +63,16 @@ def test_it_knows_peers_of_its_mesh_only(identity: Identity, tmp_path: Path) -> 
 
 
 def test_its_certificate_has_a_life(identity: Identity) -> None:
-    assert not identity.needs_renewal(STARTED + 9.9 * DAY_S)
-    assert identity.needs_renewal(STARTED + 10.1 * DAY_S)
-    identity.check_valid(STARTED)
-    identity.check_valid(STARTED - 3500)
-    identity.check_valid(STARTED + 29.9 * DAY_S)
+    issued = identity.certificate.not_before + BACKDATE_S
+    assert not identity.needs_renewal(issued + 9.9 * DAY_S)
+    assert identity.needs_renewal(issued + 10.1 * DAY_S)
+    identity.check_valid(issued)
+    identity.check_valid(issued - 3500)
+    identity.check_valid(issued + 29.9 * DAY_S)
     with pytest.raises(Refused, match=r"expired at .* UTC and no authority has renewed it"):
-        identity.check_valid(STARTED + 30.1 * DAY_S)
+        identity.check_valid(issued + 30.1 * DAY_S)
     with pytest.raises(Refused, match="clock of this machine is behind"):
-        identity.check_valid(STARTED - 2 * 3600)
+        identity.check_valid(issued - 2 * 3600)
 
 
 def test_no_identity_is_a_refusal_that_says_what_to_do(tmp_path: Path) -> None:
