@@ -1,7 +1,8 @@
 """A real base layer out of what the machine has: the running Python, its standard library, the installed packages.
 
-The copy is laid out as an installation of its own, `bin/python3` and `lib/pythonX.Y`: Python finds its library by its
-own place, so an application run with `{base}/bin/python3` uses the checked-out files and nothing else.
+The copy is laid out as an installation of its own, `bin/python3` and `lib/pythonX.Y`, so that an application run with
+`{base}/bin/python3` and `PYTHONHOME={base}` uses the checked-out files and nothing else. The packages lie in `packages`
+and are named by PYTHONPATH, since distributions disagree about where a Python looks for them by itself.
 """
 
 import shutil
@@ -31,7 +32,7 @@ def build(target: Path) -> Path:
         shutil.copytree(platform_library, library, ignore=_NOT_WANTED, dirs_exist_ok=True)
     for packages in site.getsitepackages():
         if Path(packages).is_dir():
-            shutil.copytree(packages, library / "site-packages", ignore=_NO_CACHES, dirs_exist_ok=True)
+            shutil.copytree(packages, target / "packages", ignore=_NO_CACHES, dirs_exist_ok=True)
     (target / "bin").mkdir()
     shutil.copy2(Path(sys.executable).resolve(), target / "bin" / "python3")
     for shared in _shared_libraries():

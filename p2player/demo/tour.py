@@ -39,6 +39,8 @@ command = ["{{base}}/bin/python3", "-B", "{{app}}/game_server.py", "{{state}}", 
 addresses = ["127.0.0.1:{port}"]
 
 [env]
+PYTHONHOME = "{{base}}"
+PYTHONPATH = "{{base}}/packages"
 LD_LIBRARY_PATH = "{{base}}/lib"
 
 [hooks]
