@@ -6,7 +6,7 @@ The destination says what it lacks of base and app, and how large an old image o
 rounds of pre-copy are played by the same policy that will run (`proto.rounds.forecast`), against an app that changes
 as fast as it did the last time. The rest is addition:
 
-    total = pull base and app + rounds of pre-copy + freeze        freeze = engine + final transfer
+    total = pull base and app + rounds of pre-copy + freeze + health        freeze = engine + final transfer
 
 Every finished migration leaves a `Lesson`: goodput and overhead between the two nodes, wire bytes for a byte that was
 lacking, engine time of its backend, dirty rate of its app. Lessons of the same peer, backend and app make up the
@@ -24,13 +24,14 @@ from p2player.proto.handoff.records import Prediction
 from p2player.proto.rounds import Link, RoundConfig, RoundPolicy, forecast
 
 GUESSED_ENGINE_S = 0.3
+GUESSED_HEALTH_S = 1.0
 GUESSED_WIRE_RATIO = 1.02
 GUESSED_IMAGE_BYTES_S = 400e6
 ROUND_TRIPS = 6
 """A pull's overhead in round trips: ask for the image, for the manifest, for the rest, and the answers."""
 FIXED_S = 0.03
 """And what it takes whatever the link: fsync and checkout."""
-BASIS_KEPT = 0.9
+BASIS_KEPT = 0.98
 """Share of an old image that is taken to be unchanged."""
 
 _NEWEST_WEIGHS = 0.5
@@ -45,6 +46,7 @@ class Lesson:
         goodput_bytes_s, overhead_s: of the link, see `proto.rounds.Link`.
         wire_ratio: wire bytes for a byte that had to be fetched.
         engine_s: of the freeze, what was not the final transfer.
+        health_s: from the app's start at the destination until it counted as healthy.
         dirty_bytes_s: how fast the app's instance layer changed.
     """
 
@@ -55,6 +57,7 @@ class Lesson:
     overhead_s: float | None = None
     wire_ratio: float | None = None
     engine_s: float | None = None
+    health_s: float | None = None
     dirty_bytes_s: float | None = None
 
     def document(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class Lesson:
 
 
 _TEXTS = ("app_id", "backend", "peer")
-_NUMBERS = ("goodput_bytes_s", "overhead_s", "wire_ratio", "engine_s", "dirty_bytes_s")
+_NUMBERS = ("goodput_bytes_s", "overhead_s", "wire_ratio", "engine_s", "health_s", "dirty_bytes_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Experience:
     link: Link = field(default_factory=Link)
     wire_ratio: float = GUESSED_WIRE_RATIO
     engine_s: float = GUESSED_ENGINE_S
+    health_s: float = GUESSED_HEALTH_S
     dirty_bytes_s: float | None = None
 
     def policy(self, max_freeze_s: float | None) -> RoundPolicy:
@@ -105,11 +109,14 @@ def learn(lessons: Sequence[Lesson], *, app_id: str, backend: str, peer: str, rt
     guess = Link()
     if overhead is None:
         overhead = guess.overhead_s if rtt_s is None else FIXED_S + ROUND_TRIPS * rtt_s
-    engine_s = _recent(lesson.engine_s for lesson in lessons if lesson.backend == backend)
+    of_backend = [lesson for lesson in lessons if lesson.backend == backend]
+    engine_s = _recent(lesson.engine_s for lesson in of_backend)
+    health_s = _recent(lesson.health_s for lesson in of_backend)
     return Experience(
         Link(goodput or guess.goodput_bytes_s, overhead, measured=goodput is not None),
         _recent(lesson.wire_ratio for lesson in with_peer) or GUESSED_WIRE_RATIO,
         GUESSED_ENGINE_S if engine_s is None else engine_s,
+        GUESSED_HEALTH_S if health_s is None else health_s,
         _recent(lesson.dirty_bytes_s for lesson in lessons if lesson.app_id == app_id),
     )
 
@@ -208,7 +215,7 @@ def make_plan(question: Question, experience: Experience, refusals: Iterable[str
         base_transferred=round(question.base.missing * ratio),
         app_transferred=round(question.app_layer.missing * ratio),
         instance_transferred=round(moved * ratio),
-        total_s=sync_s + precopy_s + (experience.engine_s if question.running else 0.0) + final_s,
+        total_s=sync_s + precopy_s + final_s + (experience.engine_s + experience.health_s if question.running else 0.0),
         freeze_s=freeze_s,
         refusals=tuple(refused),
     )

@@ -15,12 +15,14 @@ from p2player.apprecord import AppRecord
 from p2player.errors import P2PlayerError, Refused, Unreachable, Usage
 from p2player.migration.destination import DestinationWork, preflight
 from p2player.migration.register import Register
+from p2player.migration.source import SourceWork, spoken
 from p2player.net.connection import Incoming
 from p2player.proto.handoff import events, memory, messages
 from p2player.proto.handoff.destination import DestinationMachine
 from p2player.proto.handoff.fields import Malformed, Text
 from p2player.proto.handoff.machine import HandoffConfig
 from p2player.proto.handoff.messages import Grant, Message, Offer
+from p2player.proto.handoff.source import SourceMachine
 from p2player.proto.handoff.table import End
 
 MAX_INCOMING = 32
@@ -62,6 +64,8 @@ class Desk:
             expected = messages.FROM_DESTINATION if each.machine.end is End.SOURCE else messages.FROM_SOURCE
             if type(message).__name__ not in expected:
                 raise Usage(f"{type(message).__name__} is not for this end")
+            if isinstance(each.machine, SourceMachine) and isinstance(each.work, SourceWork):
+                each.work.spoken_bytes += 0 if each.machine.expected_outcome else spoken(message)
             each.driver.post(events.Received(message))
             return {}
         answer = self._answer(migration, peer, message)

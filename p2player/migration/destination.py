@@ -76,7 +76,7 @@ class DestinationWork:
             case events.Restore(epoch, running):
                 return await self._restore(epoch, running)
             case events.RunHook():
-                return await self._parts.apps.run_after_restore(self._app_id) or ""
+                return await self._announce()
             case events.Discard(epoch):
                 await self._discard(epoch)
                 return None
@@ -123,6 +123,9 @@ class DestinationWork:
         if basis is not None:
             progress = self._parts.from_thread(self.progress)
             await self._parts.in_thread(self._images.seed, basis.folder, progress)
+        with suppress(NotFound):
+            if _obsolete(self._parts.apps.record(offer.app_id), offer.epoch):
+                await self._parts.apps.discard(offer.app_id)
         await self._parts.apps.stage(self._record)
         return events.LayersPulled(self.pulled["base"], self.pulled["app"])
 
@@ -184,6 +187,12 @@ class DestinationWork:
         started = await self._parts.apps.restore(self._app_id, epoch)
         return events.Resumed(self._parts.since(started.at))
 
+    async def _announce(self) -> str:
+        """Let traffic and commands find the app here; a hook that failed is a warning."""
+        warning = await self._parts.apps.run_after_restore(self._app_id)
+        await self._parts.publish()
+        return warning or ""
+
     async def _discard(self, epoch: int) -> None:
         self.close()
         with suppress(NotFound):
@@ -210,9 +219,9 @@ async def preflight(parts: Parts, offer: Offer, bases: BasisShelf, busy: str) ->
     else:
         refusals.append(f"{me} has no backend {offer.backend}")
     for record in parts.apps.records():
-        if record.id == offer.app_id:
+        if record.id == offer.app_id and not _obsolete(record, offer.epoch):
             refusals.append(f"{me} has {offer.app_name} already: it is {record.state.value}")
-        elif record.name == offer.app_name:
+        elif record.id != offer.app_id and record.name == offer.app_name:
             refusals.append(f"{me} has another app of the name {offer.app_name}")
     # Chunks and tree of what is missing; chunks, last tree and new tree of the instance.
     wanted = 2 * (base.missing + app.missing) + 3 * offer.instance_bytes + RESERVE_BYTES
@@ -221,6 +230,11 @@ async def preflight(parts: Parts, offer: Offer, bases: BasisShelf, busy: str) ->
         refusals.append(f"no room on {me}: {wanted >> 20} MiB are needed, {free >> 20} MiB are free")
     basis = bases.find(offer.app_id)
     return events.Checked(tuple(refusals), base, app, 0 if basis is None else basis.size)
+
+
+def _obsolete(record: AppRecord, epoch: int) -> bool:
+    """Whether this is what is left of a copy that lost to a higher epoch, and does not run."""
+    return record.epoch < epoch and record.state in (AppState.STOPPED, AppState.FAILED)
 
 
 def _need(parts: Parts, layer: LayerId, size: int) -> Need:

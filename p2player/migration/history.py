@@ -5,6 +5,7 @@ count. When twice as many have gathered, the file is written anew with those.
 """
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Entry:
 
 
 class History:
-    """What is over; `add` blocks and is durable, the rest is memory.
+    """What is over. `write` blocks and makes an entry durable, `put` makes it known; the rest is memory.
 
     Args:
         root: STATE/migrations.
@@ -75,12 +76,13 @@ class History:
 
     def __init__(self, root: Path) -> None:
         self._path = root / FILE
+        self._lock = threading.Lock()
         self._journal = Journal.open(self._path)
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         for document in self._journal.records:
             entry = Entry.read(document)
             if entry is not None:
-                self._put(entry)
+                self.put(entry)
         self._written = len(self._journal.records)
 
     @classmethod
@@ -93,13 +95,13 @@ class History:
             os.replace(root / FILE, root / f"{FILE}.damaged")
             return cls(root), error.message
 
-    def add(self, entry: Entry) -> None:
-        """Remember one more; one of the same id is replaced."""
-        self._journal.append(entry.document())
-        self._written += 1
-        self._put(entry)
-        if self._written > 2 * KEPT:
-            self._rewrite()
+    def write(self, entry: Entry) -> None:
+        """Make one more durable; for a worker thread, one at a time."""
+        with self._lock:
+            self._journal.append(entry.document())
+            self._written += 1
+            if self._written > 2 * KEPT:
+                self._rewrite(entry)
 
     def get(self, migration: str) -> Entry | None:
         """The entry of that id."""
@@ -117,20 +119,22 @@ class History:
         """Close the file."""
         self._journal.close()
 
-    def _put(self, entry: Entry) -> None:
+    def put(self, entry: Entry) -> None:
+        """Make one more known; one of the same id is replaced."""
         self._entries.pop(entry.row["id"], None)
         self._entries[entry.row["id"]] = entry
         while len(self._entries) > KEPT:
             self._entries.popitem(last=False)
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, newest: Entry) -> None:
+        kept = [*list(self._entries.values())[1 - KEPT :], newest]
         new = self._path.with_name(f"{FILE}.new")
         new.unlink(missing_ok=True)
         fresh = Journal.open(new)
-        for entry in self:
+        for entry in kept:
             fresh.append(entry.document())
         os.replace(new, self._path)
         sync_folder(self._path.parent)
         self._journal.close()
         self._journal = fresh
-        self._written = len(self._entries)
+        self._written = len(kept)

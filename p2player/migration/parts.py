@@ -1,7 +1,7 @@
 """The parts of the node that both ends of a migration work with, and what both do with them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,22 @@ MIN_TELL_S = 0.1
 T = TypeVar("T")
 
 
+Publish = Callable[[], Awaitable[None]]
+
+
+async def _nobody_listens() -> None:
+    """The default of `Parts.publish`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """See `seams`. `root` is STATE/migrations; `monotonic` tells how long ago a process was started."""
+    """See `seams`.
+
+    Attributes:
+        root: STATE/migrations.
+        publish: tells the mesh what lives here now; awaited before a migration to here is reported done.
+        monotonic: tells how long ago a process was started.
+    """
 
     root: Path
     apps: Apps
@@ -39,6 +52,7 @@ class Parts:
     exposure: Exposure
     peers: Peers
     members: Members
+    publish: Publish = _nobody_listens
     monotonic: Callable[[], float] = time.monotonic
     threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(THREADS))
 

@@ -119,9 +119,11 @@ class Register:
 
     def final_row(self, migration: str) -> dict[str, Any]:
         """The row of an open migration that goes from here, as the other end is to keep it."""
-        machine = self._open[migration].machine
-        assert isinstance(machine, SourceMachine)
-        return rows.of_source(migration, machine, self.parts.name, self.clock.now(), final=True)
+        each = self._open[migration]
+        assert isinstance(each.machine, SourceMachine)
+        assert isinstance(each.work, SourceWork)
+        spoken, now = each.work.spoken_bytes, self.clock.now()
+        return rows.of_source(migration, each.machine, self.parts.name, now, spoken, final=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """All of them, newest first."""
@@ -141,7 +143,8 @@ class Register:
     def _row(self, each: Open) -> dict[str, Any]:
         now, migration = self.clock.now(), each.driver.migration
         if isinstance(each.machine, SourceMachine):
-            return rows.of_source(migration, each.machine, self.parts.name, now)
+            spoken = each.work.spoken_bytes if isinstance(each.work, SourceWork) else 0
+            return rows.of_source(migration, each.machine, self.parts.name, now, spoken)
         pulled = each.work.pulled if isinstance(each.work, DestinationWork) else {}
         return rows.of_destination(migration, each.machine, pulled, self.parts.name, now)
 
@@ -205,8 +208,9 @@ class Register:
         if not known and (driver.written or isinstance(machine, SourceMachine)):
             lesson = lesson_of(machine) if isinstance(machine, SourceMachine) else None
             entry = Entry(row, machine.peer, machine.epitaph, lesson)
+            self.history.put(entry)
             try:
-                await self.parts.in_thread(self.history.add, entry)
+                await self.parts.in_thread(self.history.write, entry)
             except errors.P2PlayerError as error:
                 self._log.error("cannot remember a migration", migration=driver.migration, error=error.message)
         moved = machine.epitaph.fate is Fate.MOVED
@@ -236,6 +240,7 @@ class Register:
             return
         row, now = self._row(each), self.clock.now()
         if row["state"] != each.state:
+            self._log.info("migration", migration=migration, state=row["state"], app=row["app"])
             source = isinstance(each.machine, SourceMachine)
             if row["state"] == Phase.DONE.value and source:
                 site_of = self.parts.members.site_of
@@ -265,5 +270,6 @@ def lesson_of(machine: SourceMachine) -> Lesson | None:
         overhead_s=link.overhead_s,
         wire_ratio=tally.instance.transferred / fetched if fetched >= TELLING_BYTES else None,
         engine_s=max(tally.longest_freeze_s - machine.final_s, 0.0) if offer.running else None,
+        health_s=machine.health_s if offer.running else None,
         dirty_bytes_s=machine.policy.dirty_bytes_s,
     )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from p2player.planning import errors_of
@@ -18,11 +19,19 @@ Name = Callable[[str], str]
 """What a node (its id) is called."""
 
 
-def of_source(migration: str, machine: SourceMachine, name: Name, now: float, *, final: bool = False) -> dict[str, Any]:
-    """The row as the source sees it; `final`: as it will be once nothing is open but acknowledgements."""
+def of_source(
+    migration: str, machine: SourceMachine, name: Name, now: float, spoken_bytes: int, *, final: bool = False
+) -> dict[str, Any]:
+    """The row as the source sees it.
+
+    Args:
+        spoken_bytes: of the hand-off's own messages; they count as the instance layer's.
+        final: as it will be once nothing is open but acknowledgements.
+    """
     tally, offer = machine.tally, machine.offer
     outcome = machine.expected_outcome if final else machine.outcome
     phase = machine.phase if outcome is None else outcome.phase
+    instance = replace(tally.instance, transferred=tally.instance.transferred + spoken_bytes)
     total_s = (machine.ended_at if machine.ended_at is not None else now) - tally.started_at
     row = {
         "id": migration,
@@ -37,7 +46,7 @@ def of_source(migration: str, machine: SourceMachine, name: Name, now: float, *,
         "freeze_s": round(tally.freeze_s, 3),
         "longest_freeze_s": round(tally.longest_freeze_s, 3),
         "rounds": tally.rounds,
-        **_bytes(tally.base, tally.app, tally.instance, name),
+        **_bytes(tally.base, tally.app, instance, name),
         "progress": _progress(machine.progress, phase),
         "prediction": None,
         "warning": machine.warning,

@@ -15,7 +15,7 @@ service                  this: all of it as one
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +43,8 @@ from p2player.proto.handoff.messages import Mode
 from p2player.proto.handoff.source import SourceMachine
 
 MIN_ID_DIGITS = 8
+STALE_S = 5.0
+LOOK_AGAIN_S = 0.2
 
 
 class Migrations:
@@ -187,11 +189,14 @@ class Migrations:
             NotFound: no such app or node.
             Unreachable: one of the nodes does not answer.
         """
-        node, row = self._locate(app)
         destination = self._parts.members.find(to)
-        if node == self._parts.members.me:
-            return await self._commands.plan(row.id, destination, Mode(mode), max_freeze_s)
-        return await self._remote.plan(node, row.id, destination, mode, max_freeze_s)
+
+        async def ask(node: NodeId, app_id: str) -> dict[str, Any]:
+            if node == self._parts.members.me:
+                return await self._commands.plan(app_id, destination, Mode(mode), max_freeze_s)
+            return await self._remote.plan(node, app_id, destination, mode, max_freeze_s)
+
+        return await self._where_it_is(app, ask)
 
     async def start(
         self, app: str, to: str, *, mode: str = "live", max_freeze_s: float | None = None
@@ -203,11 +208,26 @@ class Migrations:
             Unreachable: the destination, or the node of the app, does not answer.
             Refused: it is there already, moves already, or is in no state to be moved.
         """
-        node, row = self._locate(app)
         destination = self._parts.members.find(to)
-        if node == self._parts.members.me:
-            return await self._commands.start(row.id, destination, Mode(mode), max_freeze_s)
-        return await self._remote.start(node, row.id, destination, mode, max_freeze_s)
+
+        async def ask(node: NodeId, app_id: str) -> dict[str, Any]:
+            if node == self._parts.members.me:
+                return await self._commands.start(app_id, destination, Mode(mode), max_freeze_s)
+            return await self._remote.start(node, app_id, destination, mode, max_freeze_s)
+
+        return await self._where_it_is(app, ask)
+
+    async def _where_it_is(self, app: str, ask: Callable[[NodeId, str], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Ask the app's node; where that does not have it any more, gossip will soon tell who does."""
+        deadline = trio.current_time() + STALE_S
+        while True:
+            node, row = self._locate(app)
+            try:
+                return await ask(node, row.id)
+            except errors.NotFound:
+                if trio.current_time() > deadline:
+                    raise
+            await trio.sleep(LOOK_AGAIN_S)
 
     async def cancel(self, migration: str) -> dict[str, Any]:
         """Call a migration off; returns its row when the app runs on as before.

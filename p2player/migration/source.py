@@ -17,6 +17,8 @@ from p2player.proto.handoff import events, messages
 from p2player.proto.handoff.events import Action, Result
 from p2player.proto.handoff.messages import Message, Mode, Offer
 
+FRAME_BYTES = 80
+
 
 class SourceWork:
     """One migration's hands at its source.
@@ -26,6 +28,9 @@ class SourceWork:
         experience: of earlier migrations, for the plan.
         max_freeze_s: the operator's bound.
         row: the migration's final row, when that is told to the destination.
+
+    Attributes:
+        spoken_bytes: of the hand-off's own messages in both directions, without the last words: those carry the row.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class SourceWork:
         self._max_freeze_s = max_freeze_s
         self._row = row
         self.progress: Progress = _ignore
+        self.spoken_bytes = 0
 
     async def do(self, action: Action) -> Result:
         match action:
@@ -77,8 +83,13 @@ class SourceWork:
         match message:
             case messages.Sync() if self._images is not None:
                 self._parts.exposure.expose(self._migration, self._images.vault, NodeId(self._offer.destination))
+                self.spoken_bytes += spoken(message)
             case messages.Commit() | messages.Abort():
                 message = replace(message, row=write_row(self._row()))
+            case messages.Supersede():
+                pass
+            case _:
+                self.spoken_bytes += spoken(message)
         return await self._parts.send(self._migration, NodeId(self._offer.destination), message)
 
     def close(self) -> None:
@@ -157,6 +168,11 @@ class SourceWork:
         with suppress(NotFound):
             if self._parts.apps.record(self._offer.app_id).epoch <= epoch:
                 await self._parts.apps.discard(self._offer.app_id)
+
+
+def spoken(message: Message) -> int:
+    """Wire bytes of one message, about: its frame, and TLS's."""
+    return len(messages.encode(message)) + FRAME_BYTES
 
 
 def _ignore(_done: int, _total: int) -> None:

@@ -224,6 +224,25 @@ async def test_any_node_may_start_watch_and_cancel(tmp_path: Path, jump: MockClo
         assert where(mesh) == [("b", "running", 2)]
 
 
+async def test_a_command_finds_an_app_that_has_just_moved(
+    tmp_path: Path, jump: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with paper_mesh(tmp_path, "a", "b", "c") as mesh:
+        c = mesh["c"]
+        app = await mesh.new_app(mesh["a"])
+        await move(mesh, "a", "b")
+        heard_at, locate = trio.current_time() + 2.0, mesh.locate
+
+        def late(ref: str) -> Any:
+            return locate(ref) if trio.current_time() > heard_at else (mesh["a"].id, _row(mesh["a"], app))
+
+        c.migrations._locate = late
+        assert (await c.migrations.plan("game", "c"))["from"] == "b"
+        c.migrations._locate = lambda _ref: (mesh["a"].id, _row(mesh["a"], app))
+        with pytest.raises(errors.NotFound):
+            await c.migrations.start("game", "c")
+
+
 async def test_the_destination_may_cancel(tmp_path: Path, jump: MockClock) -> None:
     async with paper_mesh(tmp_path, "a", "b") as mesh:
         mesh.goodput_bytes_s = 20e3

@@ -491,7 +491,7 @@ class _Jumper:
         self._ended = trio.Event()
 
     def __enter__(self) -> "_Jumper":
-        trio.to_thread.run_sync = self._run_sync
+        trio.to_thread.run_sync = self._run_sync  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,7 +19,7 @@ from p2player.proto.handoff.records import Prediction
 from p2player.proto.rounds import Link
 
 MB = 1_000_000
-MEASURED = Experience(Link(5 * MB, 0.05, measured=True), wire_ratio=0.5, engine_s=0.2, dirty_bytes_s=0.0)
+MEASURED = Experience(Link(5 * MB, 0.05, measured=True), wire_ratio=0.5, engine_s=0.2, health_s=1.0, dirty_bytes_s=0.0)
 
 
 def question(**changes: object) -> Question:
@@ -48,7 +48,7 @@ def test_the_document_has_the_promised_form() -> None:
             "app": {"total": 50 * MB, "transferred": 5 * MB},
             "instance": {"total": 20 * MB, "transferred": 10 * MB},
         },
-        "total_s": pytest.approx(2.05 + 4.05 + 0.05 + 0.2 + 0.05, abs=0.2),
+        "total_s": pytest.approx(2.05 + 4.05 + 0.05 + 0.2 + 0.05 + 1.0, abs=0.2),
         "freeze_s": pytest.approx(0.25, abs=0.02),
         "refusals": ["no room"],
     }
@@ -82,18 +82,18 @@ def test_a_guess_of_the_link_refuses_nothing_that_rounds_may_settle() -> None:
 
 def test_a_basis_makes_the_way_back_small() -> None:
     back = make_plan(question(basis_bytes=20 * MB), MEASURED)
-    assert back.instance_transferred == 1 * MB
+    assert back.instance_transferred == 0.2 * MB
     assert back.total_s < make_plan(question(), MEASURED).total_s
 
 
 def test_experience_prefers_what_is_new_and_near() -> None:
     lessons = [
-        Lesson("a", "process", "p", goodput_bytes_s=1e6, overhead_s=0.2, engine_s=1.0),
+        Lesson("a", "process", "p", goodput_bytes_s=1e6, overhead_s=0.2, engine_s=1.0, health_s=1.5),
         Lesson("a", "process", "q", goodput_bytes_s=9e9, engine_s=3.0),
         Lesson("b", "runc", "p", goodput_bytes_s=3e6, wire_ratio=0.4, dirty_bytes_s=7.0),
     ]
     learned = learn(lessons, app_id="a", backend="process", peer="p")
-    assert learned == Experience(Link(2e6, 0.2, measured=True), 0.4, 2.0, None)
+    assert learned == Experience(Link(2e6, 0.2, measured=True), 0.4, 2.0, 1.5, None)
     assert learn(lessons, app_id="b", backend="lxd", peer="p").dirty_bytes_s == 7.0
 
 
@@ -105,7 +105,7 @@ def test_without_lessons_the_round_trip_counts() -> None:
 
 
 def test_lessons_survive_storage_and_damage() -> None:
-    lesson = Lesson("a", "process", "p", 1.0, None, 0.5, 2.0, None)
+    lesson = Lesson("a", "process", "p", 1.0, None, 0.5, 2.0, 1.0, None)
     assert Lesson.read(lesson.document()) == lesson
     damages: list[object] = [None, [], {}, {**lesson.document(), "engine_s": "x"}, {**lesson.document(), "peer": 4}]
     for damaged in damages:

@@ -63,6 +63,7 @@ class SourceMachine(SourceGrant):
         warning: of the after_restore hook at the destination.
         progress: bytes (done, total) of the request that the destination works on.
         final_s: seconds that the final transfer took; None while, or where, that was not seen.
+        health_s: seconds that the destination watched the started app; likewise.
     """
 
     def __init__(self, offer: Offer, key: bytes, config: HandoffConfig, policy: RoundPolicy) -> None:

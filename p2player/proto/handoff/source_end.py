@@ -3,8 +3,8 @@
     Committed -> Commit, destroy    Aborted, Returned -> Abort, resume    Forced -> Supersede, resume
 
 Each is repeated until it succeeds. A commit is said at once, the others when the app runs again. The operator is told
-(`Finished`) then, too; of a commit, when the destination acknowledged it, since its after_restore hook runs before that.
-When both are done the journal may go (`Forget`).
+(`Finished`) then, too; of a commit, when the destination acknowledged it, since its after_restore hook runs before
+that. When both are done the journal may go (`Forget`).
 """
 
 from dataclasses import replace

@@ -28,6 +28,7 @@ class SourceGrant(SourceEnd):
     def __init__(self, offer: Offer, config: HandoffConfig) -> None:
         super().__init__(offer, config)
         self.restoring = False
+        self.health_s: float | None = None
 
     @property
     def in_doubt(self) -> bool:
@@ -78,6 +79,7 @@ class SourceGrant(SourceEnd):
     def _on_restored(self, message: messages.Restored) -> None:
         if self.at is At.UNSURE or message.epoch != self.offer.epoch + 1:
             return
+        self.health_s = message.since_start_s
         self._thaw(message.since_start_s or 0.0)
         error = "" if message.healthy else clip(message.error) or "it failed after it was started there"
         self._end(records.Committed(self._now, message.epoch, self.tally, error))
