@@ -215,7 +215,8 @@ class SwarmRun:
                 case Drop(peer=peer, reason=reason, retry=retry):
                     self._hang_up(self._holders[peer], errors.Unreachable(f"peer {peer[:12]} {reason}"), ban=not retry)
                 case Stuck():
-                    self._stuck_since = trio.current_time()
+                    if self._stuck_since is None:
+                        self._stuck_since = trio.current_time()
                     self._poke.set()
                 case Done():
                     self._ended.set()
@@ -283,7 +284,8 @@ class SwarmRun:
 
     def _give_up_if_stuck(self) -> None:
         """Fail when nobody has the rest and nobody can be expected to get it."""
-        if self._stuck_since is None or not self._roster.exhausted:
+        coming_or_going = any(holder.nursery is None or holder.over.is_set() for holder in self._holders.values())
+        if self._stuck_since is None or coming_or_going or not self._roster.exhausted:
             return
         now = trio.current_time()
         hopeful = any(holder.partial for holder in self._holders.values()) or not self._roster.known

@@ -131,7 +131,8 @@ class PeerStats:
     def rate_at(self, now: float) -> float:
         """Bytes a second to be expected from now on: no more than what would have brought the next delivery by now."""
         overdue_s = self.quiet_s(now) - self.latency_s
-        return self._rate if overdue_s <= 0 else min(self._rate, self._grain / overdue_s)
+        due_bytes = min(self._grain, self.in_flight)
+        return self._rate if overdue_s <= 0 else min(self._rate, due_bytes / overdue_s)
 
     def due_s(self, size: int) -> float:
         """Seconds that `size` bytes take when nothing else is in flight."""

@@ -291,7 +291,8 @@ class Swarm:
         """Double the ask that is expected last, if `peer` would be done much sooner."""
         others = [asked for asked in self._asks if asked.peer != peer and self._may_be_late(asked, now)]
         stats = self._peers[peer]
-        if not others or not stats.measured or self.table.rarest(peer):
+        unproven = not stats.measured and stats.asked_bytes > 0
+        if not others or unproven or self.table.rarest(peer):
             return False
         end_s, asked = max(((self._end_s(asked, now), asked) for asked in others), key=lambda pair: pair[0])
         budget = max(int(DUPLICATES * self.table.total_bytes), MIN_RISK_BYTES)
