@@ -10,7 +10,7 @@ is refused. And zstd's contexts are not thread-safe, so each thread has its own.
 
 import math
 import threading
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, KeysView, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -22,11 +22,13 @@ from chunkstore.errors import BadGroup, CorruptChunk
 MAX_CHUNK_BYTES = 1 << 20
 MAX_GROUP_BYTES = 1 << 20
 MAX_GROUP_CHUNKS = 4096
+FAIR_GROUP_BYTES = 512 << 10
 
 DEFAULT_LEVEL = 1
 _PAYS = 15 / 16  # a frame larger than this share of its input is stored raw: it would cost time at every read
 _PROBE_ABOVE = 3  # level 1 runs over random bytes at 5 GB/s, slower levels do not: above this, try level 1 first
 _MAX_WINDOW_LOG = 27
+_ENDS_ONE_IN = 4  # of the chunks after which a group of a fair size may end: most do so before they are full
 
 
 class Codec(IntEnum):
@@ -99,24 +101,77 @@ def pack(chunks: Sequence[tuple[ChunkId, Buffer]], level: int = DEFAULT_LEVEL) -
     return Group(ids, lengths, Codec.ZSTD, frame)
 
 
-def pack_all(chunks: Iterable[tuple[ChunkId, Buffer]], level: int = DEFAULT_LEVEL) -> Iterator[Group]:
-    """Compress a stream of chunks into groups, each as full as its neighbours allow.
+class Boundaries:
+    """Where groups end in a sequence of chunks: decided by the chunks, so that every node draws the same lines.
 
-    At most one group's worth of chunks is held at a time.
+    A group ends before it would grow too large, and after a chunk whose id says so once the group has a fair size:
+    content-defined cutting over chunks. Two sequences that differ somewhere have the same groups soon after. So who
+    asks for content can ask for whole groups, which are sent as they are stored.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._chunks = 0
+        self._ended = True
+
+    def starts_group(self, name: ChunkId, length: int) -> bool:
+        """Whether the next chunk of the sequence is the first of a group."""
+        full = self._bytes + length > MAX_GROUP_BYTES or self._chunks == MAX_GROUP_CHUNKS
+        starts = self._ended or full
+        if starts:
+            self._bytes = self._chunks = 0
+        self._bytes += length
+        self._chunks += 1
+        self._ended = self._bytes >= FAIR_GROUP_BYTES and name[0] % _ENDS_ONE_IN == 0
+        return starts
+
+
+class Packer:
+    """Packs a stream of chunks into groups that end at `Boundaries`; holds one group's worth of chunks at most."""
+
+    def __init__(self, level: int = DEFAULT_LEVEL) -> None:
+        self._level = level
+        self._boundaries = Boundaries()
+        self._held: dict[ChunkId, Buffer] = {}
+
+    @property
+    def held(self) -> KeysView[ChunkId]:
+        """Chunks that were taken and are in no group yet."""
+        return self._held.keys()
+
+    def take(self, chunks: Iterable[tuple[ChunkId, Buffer]]) -> Iterator[Group]:
+        """The groups that are complete now; a chunk that is held already is not taken again.
+
+        Raises:
+            BadGroup: an empty chunk, or one larger than `MAX_CHUNK_BYTES`.
+        """
+        for name, data in chunks:
+            if name in self._held:
+                continue
+            if self._boundaries.starts_group(name, len(data)) and self._held:
+                yield from self._pack()
+            self._held[name] = data
+
+    def finish(self) -> Iterator[Group]:
+        """The last group, if anything is held; the next chunk begins a new one."""
+        if self._held:
+            yield from self._pack()
+        self._boundaries = Boundaries()
+
+    def _pack(self) -> Iterator[Group]:
+        held, self._held = self._held, {}
+        yield pack(list(held.items()), self._level)
+
+
+def pack_all(chunks: Iterable[tuple[ChunkId, Buffer]], level: int = DEFAULT_LEVEL) -> Iterator[Group]:
+    """Pack chunks into groups; see `Packer`.
 
     Raises:
         BadGroup: an empty chunk, or one larger than `MAX_CHUNK_BYTES`.
     """
-    held: list[tuple[ChunkId, Buffer]] = []
-    held_bytes = 0
-    for name, data in chunks:
-        if held and (held_bytes + len(data) > MAX_GROUP_BYTES or len(held) == MAX_GROUP_CHUNKS):
-            yield pack(held, level)
-            held, held_bytes = [], 0
-        held.append((name, data))
-        held_bytes += len(data)
-    if held:
-        yield pack(held, level)
+    packer = Packer(level)
+    yield from packer.take(chunks)
+    yield from packer.finish()
 
 
 def unpack(group: Group) -> memoryview:

@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 The importer's thread reads, finds holes, cuts and hashes. Chunks gather in a batch of some MiB; a full batch
 goes to one worker thread, which asks the content what of it is missing, compresses only that, in groups of
-neighbours, and adds it. At most `_BATCHES_AHEAD` batches wait, so memory is bounded whatever the tree. The
-one worker also makes every other call to the content, in order, so that a question is answered after all
+neighbours (which may span batches), and adds it. At most `_BATCHES_AHEAD` batches wait, so memory is bounded
+whatever the tree. The one worker also makes every other call to the content, in order, so that a question is answered after all
 batches before it.
 """
 
@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from chunkstore.chunker import MANIFEST, cut, cut_file
-from chunkstore.codec import pack_all
+from chunkstore.codec import Packer
 from chunkstore.content import Content
 from chunkstore.digest import Buffer, ChunkId, LayerId, chunk_id, layer_id
 from chunkstore.entries import Entry, Extent, pack_extents
@@ -55,7 +55,8 @@ class Ingest:
         self._batch: dict[ChunkId, Buffer] = {}
         self._batch_bytes = 0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ingest")
-        self._ahead: deque[Future[int]] = deque()
+        self._ahead: deque[Future[int | None]] = deque()
+        self._packer = Packer()
 
     def __enter__(self) -> "Ingest":
         return self
@@ -79,7 +80,7 @@ class Ingest:
 
     def missing(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
         """Those of `ids` that are not in the content, after every whole batch so far."""
-        return self._call(lambda: self._content.missing(ids))
+        return self._call(lambda: self._content.missing(ids) - self._packer.held)
 
     def finish(self, entries: Sequence[Entry]) -> Imported:
         """Store the manifest of `entries` (in order of path) and make everything durable.
@@ -93,10 +94,12 @@ class Ingest:
         encoded = bytearray()
         for row in manifest.rows():
             encoded += row
-        self._flush()  # the manifest's chunks begin a group of their own
+        self._flush()
+        self._ahead.append(self._worker.submit(self._complete))  # the manifest's chunks begin a group of their own
         manifest_chunks = tuple(self._add_chunk(piece) for piece in cut(memoryview(encoded), MANIFEST))
         layer = layer_id(encoded, self._key)
         self._flush()
+        self._ahead.append(self._worker.submit(self._complete))
         while self._ahead:
             self._ahead.popleft().result()
         self._call(self._content.commit)
@@ -123,14 +126,18 @@ class Ingest:
             return
         while len(self._ahead) >= _BATCHES_AHEAD:
             self._ahead.popleft().result()
-        self._ahead.append(self._worker.submit(_store, self._content, self._batch))
+        self._ahead.append(self._worker.submit(self._store, self._batch))
         self._batch = {}
         self._batch_bytes = 0
 
+    def _store(self, batch: dict[ChunkId, Buffer]) -> int:
+        """Add what the content lacks; in the worker thread. The last, incomplete group waits for the next batch."""
+        missing = self._content.missing(batch)
+        return self._content.add(self._packer.take((name, data) for name, data in batch.items() if name in missing))
+
+    def _complete(self) -> None:
+        """Add the group that waits; in the worker thread."""
+        self._content.add(self._packer.finish())
+
     def _call(self, function: Callable[[], T]) -> T:
         return self._worker.submit(function).result()
-
-
-def _store(content: Content, batch: dict[ChunkId, Buffer]) -> int:
-    missing = content.missing(batch)
-    return content.add(pack_all((name, data) for name, data in batch.items() if name in missing))

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import trio
 
-from chunkstore.codec import MAX_GROUP_BYTES
+from chunkstore.codec import Boundaries
 from chunkstore.content import Content
 from chunkstore.digest import ChunkId, LayerId
 from chunkstore.errors import StoreError
@@ -34,7 +34,6 @@ __all__ = ["HolderHint", "Holders", "Progress", "PullReport", "Transfers"]
 
 THREADS = 4
 HAVE_S = 20.0
-IMPORT_BATCH_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,20 +305,16 @@ def _lacking(store: ChunkStore, about: Description) -> tuple[dict[ChunkId, int],
 
 
 def group_starts(content: Mapping[ChunkId, int], wants: Mapping[ChunkId, int]) -> bytes:
-    """Guess where the groups of a layer begin that was imported in one go: one byte a want, 1 for a beginning.
+    """Where the groups of a layer begin that was imported in one go: one byte a want, 1 for a beginning.
 
-    An importer fills groups with neighbours, and begins anew with each batch (`chunkstore.ingest`). A holder sends
-    whole groups as they are stored, and must repack cut ones: a wrong guess costs it time, and nothing else.
+    A holder sends whole groups as they are stored, and must repack cut ones: a wrong guess costs it time, and nothing
+    else.
     """
+    boundaries = Boundaries()
     starts = bytearray()
-    group_bytes = batch_bytes = 0
-    begins = True
+    begins = False
     for chunk, length in content.items():
-        if group_bytes + length > MAX_GROUP_BYTES or batch_bytes >= IMPORT_BATCH_BYTES:
-            begins, group_bytes = True, 0
-            batch_bytes = 0 if batch_bytes >= IMPORT_BATCH_BYTES else batch_bytes
-        group_bytes += length
-        batch_bytes += length
+        begins = boundaries.starts_group(chunk, length) or begins
         if chunk in wants:
             starts.append(begins)
             begins = False

@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chunkstore.codec import (
+    FAIR_GROUP_BYTES,
     MAX_GROUP_BYTES,
     MAX_GROUP_CHUNKS,
     Codec,
     Group,
+    Packer,
     compress,
     compress_against,
     decompress,
@@ -85,8 +87,26 @@ def test_pack_all_fills_groups_with_neighbours() -> None:
     groups = list(pack_all(iter(chunks)))
     assert [name for group in groups for name in group.ids] == ids_of(chunks)
     assert all(group.raw_bytes <= MAX_GROUP_BYTES for group in groups)
-    assert all(group.raw_bytes > MAX_GROUP_BYTES - 60_000 for group in groups[:-1])
+    assert all(group.raw_bytes >= FAIR_GROUP_BYTES for group in groups[:-1])
     assert list(pack_all([])) == []
+
+
+def test_groups_end_at_the_same_chunks_whatever_came_before() -> None:
+    chunks = make_chunks(4, 400, 30_000)
+    whole = {group.ids[0] for group in pack_all(chunks)}
+    rest = [group.ids[0] for group in pack_all(chunks[7:])]
+    assert len(whole.intersection(rest)) > 0.7 * len(rest)
+
+
+def test_a_packer_goes_on_over_batches_and_takes_nothing_twice() -> None:
+    chunks = make_chunks(5, 60, 40_000)
+    packer = Packer()
+    groups = [group for at in range(0, 60, 7) for group in packer.take(chunks[at : at + 7])]
+    assert packer.held
+    assert list(packer.take([chunks[-1]])) == []
+    groups += packer.finish()
+    assert groups == list(pack_all(chunks))
+    assert not packer.held
 
 
 def test_pack_all_counts_tiny_chunks() -> None:

@@ -141,7 +141,7 @@ def test_neighbours_share_groups_and_what_is_there_is_not_packed_again(source: P
         write(source / f"small{number}", b"%d" % number * 2000)
     store = MemoryContent()
     import_tree(store, source)
-    assert max(len(group.ids) for group in store.added_groups) > 100
+    assert max(len(group.ids) for group in store.added_groups) > 50
     assert all(group.raw_bytes <= MAX_GROUP_BYTES for group in store.added_groups)
     packed = len(store.added_groups)
     import_tree(store, source)
