@@ -16,17 +16,19 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import cast
 
 from chunkstore.attributes import AttributeWriter
 from chunkstore.beneath import Beneath
 from chunkstore.content import Content
-from chunkstore.digest import ChunkId
+from chunkstore.digest import Buffer, ChunkId
 from chunkstore.entries import Entry
 from chunkstore.leftovers import Leftover, Leftovers
 from chunkstore.progress import Meter
 from chunkstore.tree_errors import ContentMissing, ManifestInvalid, printable, writing
 
 _BATCH_BYTES = 16 << 20
+_PINNED_BYTES = 24 << 20
 _BATCH_PIECES = 2048
 _BATCH_WRITES = 16384
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -91,7 +93,7 @@ class FileWriter:
         """
         worker = ThreadPoolExecutor(1, thread_name_prefix="checkout")
         try:
-            ahead: tuple[_Batch, Future[dict[ChunkId, bytes]]] | None = None
+            ahead: tuple[_Batch, Future[dict[ChunkId, Buffer]]] | None = None
             for batch in self._batches(files):
                 following = (batch, worker.submit(self._fetch, batch))
                 if ahead is not None:
@@ -141,10 +143,26 @@ class FileWriter:
         with writing(entry.path):
             return leftover.has(offset, length, chunk)
 
-    def _fetch(self, batch: _Batch) -> dict[ChunkId, bytes]:
-        return {chunk: bytes(data) for chunk, data in self._content.read(list(batch.wanted))}
+    def _fetch(self, batch: _Batch) -> dict[ChunkId, Buffer]:
+        """The chunks of a batch: as views of their groups while those are mostly wanted, else as copies.
 
-    def _write_batch(self, batch: _Batch, fetched: "Future[dict[ChunkId, bytes]]") -> None:
+        A view keeps its whole group in memory, of which a batch may want one chunk only.
+        """
+        chunks: dict[ChunkId, Buffer] = {}
+        groups: set[int] = set()
+        pinned_bytes = 0
+        for chunk, data in self._content.read(list(batch.wanted)):
+            group = cast("bytes", data.obj)
+            if id(group) not in groups and pinned_bytes + len(group) > _PINNED_BYTES:
+                chunks[chunk] = bytes(data)
+                continue
+            if id(group) not in groups:
+                groups.add(id(group))
+                pinned_bytes += len(group)
+            chunks[chunk] = data
+        return chunks
+
+    def _write_batch(self, batch: _Batch, fetched: "Future[dict[ChunkId, Buffer]]") -> None:
         chunks = fetched.result()
         for piece in batch.pieces:
             for _, length, chunk in piece.writes:
@@ -156,7 +174,7 @@ class FileWriter:
                 self._write_piece(piece, chunks)
             self._meter.advance(sum(length for _, length, _ in piece.writes))
 
-    def _write_piece(self, piece: _Piece, chunks: dict[ChunkId, bytes]) -> None:
+    def _write_piece(self, piece: _Piece, chunks: dict[ChunkId, Buffer]) -> None:
         if piece.first:
             folder, name = self._root.locate(piece.entry.path)
             self._fd = os.open(name, _CREATE if piece.fresh else _REOPEN, 0o600, dir_fd=folder)
@@ -178,7 +196,7 @@ class FileWriter:
             os.close(fd)
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def _write_all(fd: int, data: Buffer, offset: int) -> None:
     written = os.pwrite(fd, data, offset)
     while written < len(data):
         written += os.pwrite(fd, memoryview(data)[written:], offset + written)

@@ -341,7 +341,10 @@ class Layers:
         }
 
     async def fetch(self, layer: LayerId, progress: Progress | None = None) -> PullReport:
-        """Pull `layer`, hold it from now on and tell the mesh."""
+        """Pull `layer`, hold it from now on and tell the mesh; a layer that is held whole costs one look."""
+        size = await trio.to_thread.run_sync(self._held_size, layer)
+        if size is not None:
+            return PullReport(total=size, deduplicated=size)
         report = await self._transfers.pull_layer(layer, partial(self.holder_hints, layer), progress=progress)
         if report.transferred:
             self._ledger.count_pull(self._mesh.my_site, layer, now=time.time())
@@ -351,6 +354,17 @@ class Layers:
         self._fetched.set()
         self._fetched = trio.Event()
         return report
+
+    def _held_size(self, layer: LayerId) -> int | None:
+        """The size of a layer that is held with everything in it, and marks it as used; else None."""
+        record = self._store.layer(layer)
+        if record is None or not record.held or self._store.missing(record.manifest_chunks):
+            return None
+        have, total = self._store.holding(layer)
+        if have < total:
+            return None
+        self._store.touch(layer)
+        return record.size
 
     def being_pulled(self) -> set[LayerId]:
         """Layers of which something is on its way here."""
