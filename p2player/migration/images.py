@@ -2,7 +2,8 @@
 
 Source: each image is an import of the app's state folder into the migration's vault. What did not change is neither
 read again (a stat cache in memory) nor stored again. Destination: chunks arrive in a vault of its own with the same
-key; an image is put in place by a checkout, which shares the data of unchanged files with the image before.
+key. The first image is checked out, each later one patches that tree (`patch`), and the last tree becomes the app's
+instance folder by one rename.
 
 An old image of the same app, kept from an earlier migration (see `basis`), is read out of its vault and sealed anew
 under the key of the present one. The names of its chunks are then the very names that the source asks about: the way
@@ -19,20 +20,23 @@ from backends.folders import remove_tree
 from chunkstore.checkout import checkout
 from chunkstore.codec import pack_all
 from chunkstore.digest import Buffer, ChunkId, LayerId, chunk_id
-from chunkstore.errors import ChunkMissing, StoreDamaged
+from chunkstore.errors import ChunkMissing, StoreDamaged, StoreError
 from chunkstore.importer import import_tree
 from chunkstore.manifest import Manifest, load
 from chunkstore.tree_errors import ManifestInvalid
 from chunkstore.vault import Vault
 from p2player.errors import Refused
+from p2player.migration.patch import patch
 from p2player.migration.seams import Progress
 from p2player.proto.handoff import fields, messages
 from p2player.proto.handoff.fields import Malformed
 from p2player.proto.handoff.messages import MAX_FRESH, MAX_MANIFEST_CHUNKS, Chunk, Image
+from p2player.statedir import sync_folder
 
 VAULT = "vault"
 IMAGE = "image"
 TREES = "trees"
+SCRATCH = "scratch"
 
 SEED_CHUNKS = 256
 
@@ -99,7 +103,8 @@ class DestinationImages:
         Vault.destroy(folder / VAULT)
         self.vault = Vault.create(folder / VAULT, key)
         self._folder = folder
-        self._trees: list[Path] = []
+        self._trees = 0
+        self._placed: tuple[Path, Manifest] | None = None
 
     def seed(self, old: Path, progress: Progress | None = None) -> None:
         """Take over the image that an earlier migration left in folder `old`.
@@ -136,19 +141,41 @@ class DestinationImages:
         return manifest | _manifest(self.vault, image).chunks()
 
     def place(self, image: Image, final: Path | None, progress: Progress | None = None) -> None:
-        """Write the image to a folder, durably: to `final`, or to one that the next image shares data with.
+        """Write the image to a folder, durably: to `final`, an empty one, or to one that the next image changes.
 
         Raises:
             StoreError: a chunk is missing, or it cannot be written.
         """
-        older = self._trees[-1] if self._trees else None
-        target = final or self._folder / TREES / str(len(self._trees))
-        checkout(self.vault, _manifest(self.vault, image), target, progress=progress, reuse=older)
+        manifest = _manifest(self.vault, image)
+        if not self._patch(manifest):
+            self._check_out(manifest, progress)
         if final is not None:
+            assert self._placed is not None
+            os.rename(self._placed[0], final)
+            self._placed = None
+            sync_folder(final.parent)
             self.vault.commit()
             note_image(self._folder, image)
-        else:
-            self._trees.append(target)
+
+    def _patch(self, manifest: Manifest) -> bool:
+        """Make the image before into this one in its place, if there is one and that is cheaper."""
+        if self._placed is None:
+            return False
+        tree, old = self._placed
+        try:
+            done = patch(self.vault, old, manifest, tree, self._folder / SCRATCH)
+        except (StoreError, OSError):
+            return False  # what is left of it is still good for a checkout to share data with
+        if done:
+            self._placed = tree, manifest
+        return done
+
+    def _check_out(self, manifest: Manifest, progress: Progress | None) -> None:
+        older = None if self._placed is None else self._placed[0]
+        self._trees += 1
+        tree = self._folder / TREES / str(self._trees)
+        checkout(self.vault, manifest, tree, progress=progress, reuse=older)
+        self._placed = tree, manifest
         if older is not None:
             remove_tree(older)
 

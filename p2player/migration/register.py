@@ -27,7 +27,7 @@ from p2player.planning import Lesson
 from p2player.proto.handoff import events
 from p2player.proto.handoff.memory import Fate
 from p2player.proto.handoff.source import SourceMachine
-from p2player.proto.handoff.table import OVER, Phase
+from p2player.proto.handoff.table import OVER, End, Phase
 
 CLEANUP_S = 15.0
 EXPIRE_S = 30.0
@@ -100,6 +100,14 @@ class Register:
     def of_app(self, app_id: str) -> list[Open]:
         """The open migrations of one app."""
         return [each for each in self._open.values() if each.machine.app_id == app_id]
+
+    def moved_away(self, ref: str) -> tuple[NodeId, str] | None:
+        """Where the app of that name or id went last from here, and its id."""
+        for entry in reversed(list(self.history)):
+            moved = entry.epitaph.end is End.SOURCE and entry.epitaph.fate is Fate.MOVED
+            if moved and ref in (entry.row["app"], entry.row["app_id"]):
+                return NodeId(entry.peer), entry.row["app_id"]
+        return None
 
     def busy(self, app_id: str, but: str = "") -> str:
         """Why no other migration of the app may begin here; empty when one may. `but`: does not count itself."""

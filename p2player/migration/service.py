@@ -221,13 +221,24 @@ class Migrations:
         """Ask the app's node; where that does not have it any more, gossip will soon tell who does."""
         deadline = trio.current_time() + STALE_S
         while True:
-            node, row = self._locate(app)
+            node, app_id = self._find(app)
             try:
-                return await ask(node, row.id)
+                return await ask(node, app_id)
             except errors.NotFound:
                 if trio.current_time() > deadline:
                     raise
             await trio.sleep(LOOK_AGAIN_S)
+
+    def _find(self, app: str) -> tuple[NodeId, str]:
+        try:
+            node, row = self._locate(app)
+        except errors.NotFound:
+            # It may have moved away from here a moment ago, and its new node not have told yet.
+            moved = self._register.moved_away(app)
+            if moved is None:
+                raise
+            return moved
+        return node, row.id
 
     async def cancel(self, migration: str) -> dict[str, Any]:
         """Call a migration off; returns its row when the app runs on as before.

@@ -238,6 +238,13 @@ async def test_a_command_finds_an_app_that_has_just_moved(
 
         c.migrations._locate = late
         assert (await c.migrations.plan("game", "c"))["from"] == "b"
+
+        def nobody(_ref: str) -> Any:
+            raise errors.NotFound("nobody told yet")
+
+        mesh["a"].migrations._locate = nobody
+        for ref in ("game", app):
+            assert (await mesh["a"].migrations.plan(ref, "c"))["from"] == "b"
         c.migrations._locate = lambda _ref: (mesh["a"].id, _row(mesh["a"], app))
         with pytest.raises(errors.NotFound):
             await c.migrations.start("game", "c")

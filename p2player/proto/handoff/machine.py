@@ -27,7 +27,8 @@ class HandoffConfig:
 
     Attributes:
         retry_s, retry_max_s: a message without an answer is repeated after the first, then less and less often.
-        silence_s: before the grant, a destination that says nothing for so long is given up.
+        silence_s: before the grant, a destination that says nothing for so long is given up;
+        frozen_silence_s: the same while the app is suspended.
         heartbeat_s: how often a working destination says so.
         idle_s: how often a waiting destination asks whether the source is still there.
         patience_s: a destination gives up a silent source after this, before it is ready.
@@ -41,6 +42,7 @@ class HandoffConfig:
     retry_s: float = 1.0
     retry_max_s: float = 15.0
     silence_s: float = 15.0
+    frozen_silence_s: float = 5.0
     heartbeat_s: float = 1.0
     idle_s: float = 10.0
     patience_s: float = 120.0

@@ -386,8 +386,9 @@ class SourceMachine(SourceGrant):
     def _on_retry(self) -> None:
         if self._request is None:
             return
-        if self._now - self._heard >= self.config.silence_s:
-            self._abort("unreachable", f"the destination did not answer for {self.config.silence_s:g} s")
+        patience_s = self.config.silence_s if self._frozen_at is None else self.config.frozen_silence_s
+        if self._now - self._heard >= patience_s:
+            self._abort("unreachable", f"the destination did not answer for {patience_s:g} s")
             return
         if self._silent:
             self._send(self._request)
