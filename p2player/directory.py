@@ -21,6 +21,7 @@ from p2player.net.peers import PeerPool
 from p2player.presence import Presence
 
 COMMAND_S = 300.0
+MOVE_KNOWN_S = 10.0
 LOG_BYTES = 64 << 10
 
 Recover = Callable[[str, bool], Awaitable[AppRecord]]
@@ -50,6 +51,7 @@ class Directory:
         self._mesh = mesh
         self._presence = presence
         self._recover = recover
+        self._moves: dict[str, tuple[NodeId, AppRow, float]] = {}
 
     def states(self) -> dict[str, int]:
         """How many apps of this node are in which state."""
@@ -70,12 +72,25 @@ class Directory:
         for node, inventory in self._ledger.inventories().items():
             if node != self._mesh.me and (node in present or self._mesh.member(node) is not None):
                 known[node] = inventory.apps
-        for node, rows in known.items():
+        for node, rows in [*known.items(), *self._just_moved()]:
             for row in rows:
                 seen = found.get(row.id)
                 if seen is None or _claim(row) > _claim(seen[1]):
                     found[row.id] = (node, row)
         return found
+
+    def note_move(self, record: AppRecord, node: NodeId) -> None:
+        """An app of this node runs on `node` now, one epoch on; that node's own word of it is on its way."""
+        owned = record.epoch + 1
+        row = AppRow(
+            record.id, record.name, record.backend, "running", owned, record.base, record.app, record.addresses
+        )
+        self._moves[record.id] = (node, row, time.monotonic() + MOVE_KNOWN_S)
+
+    def _just_moved(self) -> list[tuple[NodeId, tuple[AppRow]]]:
+        now = time.monotonic()
+        self._moves = {app: move for app, move in self._moves.items() if move[2] > now}
+        return [(node, (row,)) for node, row, _ in self._moves.values()]
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `/v1/apps`."""

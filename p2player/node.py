@@ -10,7 +10,7 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 
 import trio
@@ -30,7 +30,9 @@ from gossip.state import GossipState
 from gossip.table import Change, MemberChanged
 from p2player import __version__, errors, listening
 from p2player.addresses import Address
+from p2player.apprecord import AppRecord
 from p2player.apps import AppEvent, Apps
+from p2player.appstate import AppState
 from p2player.config import Settings
 from p2player.directory import Directory
 from p2player.events import EventBus
@@ -310,11 +312,22 @@ class Node:
 
     def _on_app(self, event: AppEvent) -> None:
         record = event.record
+        if event.type == "app.discarded" and record.state is AppState.IN_DOUBT:
+            self._note_move(record)
         self.log.info(event.type.replace(".", " "), app=record.name, state=record.state.value, note=event.message)
         self.events.emit(
             "app.changed", what=event.type, name=record.name, id=record.id, state=record.state.value, note=event.message
         )
         self._presence.changed()
+
+    def _note_move(self, record: AppRecord) -> None:
+        """An app that was given away is gone from here: until its new node has told so, say where it went."""
+        mine = [
+            row for row in self.migrations.rows() if row["app"] == record.name and row["from"] == self.identity.name
+        ]
+        with suppress(errors.NotFound):
+            if mine:
+                self.directory.note_move(record, self.mesh.find(mine[0]["to"]))
 
     # Joining and leaving
 
