@@ -322,9 +322,8 @@ class Node:
 
     def _note_move(self, record: AppRecord) -> None:
         """An app that was given away is gone from here: until its new node has told so, say where it went."""
-        mine = [
-            row for row in self.migrations.rows() if row["app"] == record.name and row["from"] == self.identity.name
-        ]
+        me = self.identity.name
+        mine = [row for row in self.migrations.rows() if row["app"] == record.name and row["from"] == me]
         with suppress(errors.NotFound):
             if mine:
                 self.directory.note_move(record, self.mesh.find(mine[0]["to"]))
