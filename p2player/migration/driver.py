@@ -224,8 +224,11 @@ class Driver:
     async def _send(self, message: Message) -> None:
         try:
             answer = await self._work.send(message)
-        except errors.P2PlayerError as error:
+        except errors.Unreachable as error:
             self._log.debug("message not delivered", message=type(message).__name__, error=error.message)
+        except errors.P2PlayerError as error:
+            self._log.warning("message rejected", message=type(message).__name__, error=error.message)
+            self.post(events.Rejected(error.code, error.message))
         else:
             if answer is not None:
                 self.post(events.Received(answer))

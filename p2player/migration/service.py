@@ -147,7 +147,7 @@ class Migrations:
     def running(self) -> bool:
         """Whether a migration is under way, but for one that waits for an answer which may never come."""
         return any(
-            each.machine.outcome is None and not (isinstance(each.machine, SourceMachine) and each.machine.in_doubt)
+            each.machine.outcome is None and not (isinstance(each.machine, SourceMachine) and each.machine.forsaken)
             for each in self._register.all()
         )
 

@@ -586,7 +586,7 @@ async def in_doubt(mesh: PaperMesh) -> str:
     row = await a.migrations.start("game", "b")
     while b.up:
         await trio.sleep(0.05)
-    await trio.sleep(5)
+    await trio.sleep(10)
     return str(row["id"])
 
 
@@ -791,6 +791,25 @@ async def test_one_peer_cannot_open_migrations_without_end(tmp_path: Path, jump:
         failed = messages.decode(reply["answer"])
         assert isinstance(failed, messages.Failed)
         assert "migrations already" in failed.reason
+
+
+async def test_a_node_that_will_not_hear_of_it_is_not_asked_again(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        a = mesh["a"]
+        await mesh.new_app(a)
+        call = a.call
+
+        async def deaf(node: NodeId, method: str, *args: Any, **kwargs: Any) -> Any:
+            if method == "handoff":
+                raise errors.NotFound("no such method: handoff")
+            return await call(node, method, *args, **kwargs)
+
+        a.call = deaf  # type: ignore[method-assign]
+        row = await a.migrations.start("game", "b")
+        row = await mesh.ended(a, row["id"])
+        assert (row["state"], row["error"]["code"]) == ("failed", "not_found")
+        assert row["total_s"] < 1.0
+        assert where(mesh) == [("a", "running", 1)]
 
 
 async def test_nonsense_from_a_peer_is_no_plan(tmp_path: Path, jump: MockClock) -> None:

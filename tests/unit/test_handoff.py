@@ -242,6 +242,20 @@ def test_nothing_of_another_epoch_commits() -> None:
     assert machine.in_doubt
 
 
+def test_a_rejected_message_ends_it_before_the_grant_only() -> None:
+    machine = source_machine()
+    machine.begin(0.0)
+    outputs = machine.handle(events.Rejected("usage", "what?"), 1.0)
+    assert isinstance(journalled(outputs), records.Aborted)
+    machine = source_machine()
+    run_to_grant(machine)
+    assert not machine.handle(events.Rejected("usage", "what?"), 9.0)
+    assert machine.in_doubt and not machine.forsaken
+    for now in (10.0, 12.0, 16.0):
+        machine.handle(events.Fired(Timer.RETRY), now)
+    assert machine.forsaken
+
+
 def test_ask_repeats_the_grant_at_once() -> None:
     machine = source_machine()
     run_to_grant(machine)

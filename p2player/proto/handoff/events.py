@@ -268,6 +268,14 @@ class Unwritten:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejected:
+    """The other node answered a message with an error: it will not hear of this migration, whatever is said."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """The operator calls it off; heeded before the grant only."""
 
@@ -284,7 +292,7 @@ class Force:
     """The operator takes the app back without an answer."""
 
 
-Event = Received | Done | Broke | Advanced | Fired | Unwritten | Cancel | Ask | Force
+Event = Received | Rejected | Done | Broke | Advanced | Fired | Unwritten | Cancel | Ask | Force
 
 
 # -- outputs

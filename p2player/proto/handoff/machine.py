@@ -101,7 +101,7 @@ class Machine:
             held, self._held = self._held, []
             for earlier in held:
                 self._dispatch(earlier)
-        elif not isinstance(event, events.Received | events.Advanced):
+        elif not isinstance(event, events.Received | events.Rejected | events.Advanced):
             self._held.append(event)
         return self._out
 

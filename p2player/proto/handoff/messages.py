@@ -19,7 +19,7 @@ from p2player.proto.handoff.fields import Flag, Malformed, Maybe, Nested, OneOf,
 
 MAX_NAME_CHARS = 255
 MAX_REASON_CHARS = 1024
-MAX_RECORD_BYTES = 128 << 10
+MAX_RECORD_BYTES = 512 << 10
 MAX_ROW_CHARS = 32 << 10
 MAX_SOURCES = 256
 MAX_MANIFEST_CHUNKS = 16384

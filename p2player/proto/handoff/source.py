@@ -187,6 +187,8 @@ class SourceMachine(SourceGrant):
                 self.progress = (done, total)
             case events.Fired(timer):
                 self._on_timer(timer)
+            case events.Rejected(code, reason) if self.cancellable:
+                self._abort(code, reason)
             case events.Cancel(reason) if self.cancellable:
                 self._abort("failed", reason, cancelled=True)
             case events.Ask() if self.at is At.GRANTED:

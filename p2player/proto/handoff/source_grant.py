@@ -15,6 +15,7 @@ from p2player.proto.handoff.messages import Offer, Pulled
 from p2player.proto.handoff.source_end import At, SourceEnd
 
 _UNWRITTEN = "the grant could not be written to the journal"
+FORSAKEN_AFTER = 3
 IN_DOUBT = frozenset({At.CHECKING, At.GRANTED, At.UNSURE})
 
 
@@ -34,6 +35,11 @@ class SourceGrant(SourceEnd):
     def in_doubt(self) -> bool:
         """Whether the app waits, suspended, for the destination to say what became of the grant."""
         return self.at in IN_DOUBT
+
+    @property
+    def forsaken(self) -> bool:
+        """Whether the grant was repeated in vain for a while: nobody knows when the answer will come."""
+        return self.in_doubt and self._attempt > FORSAKEN_AFTER
 
     def _grant(self, final: Pulled) -> None:
         """The point of no return; `final` is what the final image cost."""
