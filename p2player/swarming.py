@@ -1,24 +1,25 @@
 """Run one swarm with real peers and a real store: what `Swarm` and `Roster` decide happens here.
 
-Tasks: one for each holder that is dialled or in session, below it one for each ask, one for time. A part that arrives
-is verified and stored in a worker thread before the swarm hears of it; so "in flight" includes what waits in memory,
-and the swarm's cap on it bounds the memory of this transfer. What is stored is committed now and then.
+Tasks: one for each holder that is dialled or in session, below it one for each ask, one for time. What arrives is
+verified and stored (`landing`) before the swarm hears of it; so "in flight" includes what waits in memory, and the
+swarm's cap on it bounds the memory of this transfer.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, Protocol
 
 import trio
 
-from chunkstore.codec import Group, open_group
 from chunkstore.content import Content
 from chunkstore.digest import ChunkId
-from chunkstore.errors import BadGroup, CorruptChunk, DiskFull, StoreError
+from chunkstore.errors import DiskFull, StoreError
 from gossip.messages import NodeId
 from p2player import errors, faults
+from p2player.landing import Landing
 from p2player.net.connection import Throttle
 from p2player.proto import content_wire as wire
 from p2player.proto.frames import Part, RemoteProtocolError
@@ -41,9 +42,6 @@ from p2player.proto.swarm_events import (
     Tick,
 )
 
-BATCH_BYTES = 1 << 20
-COMMIT_BYTES = 64 << 20
-COMMIT_S = 1.0
 POLL_S = 1.0
 PATIENCE_S = 5.0
 CLEANUP_S = 10.0
@@ -117,22 +115,26 @@ class _Holder:
         return self.hint.node
 
 
+async def schedule(job: Job, rng: Random) -> Swarm:
+    """A scheduler for a job; made in a worker thread, since a large layer has millions of chunks."""
+    return await trio.to_thread.run_sync(partial(Swarm, job.wants, rng, starts=job.starts))
+
+
 class SwarmRun:
     """One swarm; run it once.
 
     Args:
+        swarm: the scheduler of the job's wants; made by `schedule`.
         lease: a data session with a node, for the length of a block.
         threads: how many worker threads verify and store at a time.
         progress: called with bytes here and bytes wanted.
 
-    Attributes:
-        swarm: for its counts of who delivered what.
-        liars: holders that sent what is not what its digest says.
     """
 
     def __init__(
         self,
         job: Job,
+        swarm: Swarm,
         holders: Holders,
         lease: Lease,
         rng: Random,
@@ -142,22 +144,18 @@ class SwarmRun:
         self._job = job
         self._offers = holders
         self._lease = lease
-        self._threads = threads
         self._progress = progress
-        self.swarm = Swarm(job.wants, rng, starts=job.starts)
-        self.liars: list[NodeId] = []
-        self._roster = Roster(slots_for(self.swarm.table.total_bytes), rng)
+        self._swarm = swarm
+        self._landing = Landing(job.content, job.wants, threads)
+        self._liars = 0
+        self._roster = Roster(slots_for(self._swarm.table.total_bytes), rng)
         self._holders: dict[NodeId, _Holder] = {}
         self._unreachable: errors.P2PlayerError | None = None
         self._failure: errors.P2PlayerError | None = None
         self._ended = trio.Event()
         self._stuck_since: float | None = None
-        self._started_at = trio.current_time()
         self._wake_at = 0.0
         self._poke = trio.Event()
-        self._uncommitted = 0
-        self._committed_at = trio.current_time()
-        self._committing = False
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -171,7 +169,7 @@ class SwarmRun:
             Integrity: holders of the rest lied.
             Refused: the disk is full.
         """
-        if self.swarm.done:
+        if self._swarm.done:
             return
         try:
             async with trio.open_nursery() as nursery:
@@ -179,9 +177,11 @@ class SwarmRun:
                 nursery.start_soon(self._keep_time)
                 await self._ended.wait()
                 self._part()
-        finally:
+            await self._landing.commit()
+        except BaseException:
             with trio.move_on_after(CLEANUP_S, shield=True):
                 await trio.to_thread.run_sync(self._job.content.commit, abandon_on_cancel=True)
+            raise
         if self._failure is not None:
             raise self._failure
 
@@ -198,7 +198,7 @@ class SwarmRun:
 
     def _feed(self, event: Event) -> None:
         """Tell the swarm, and do what it says."""
-        outputs = self.swarm.handle(event, trio.current_time())
+        outputs = self._swarm.handle(event, trio.current_time())
         if self._ended.is_set():
             return
         for output in outputs:
@@ -220,7 +220,7 @@ class SwarmRun:
                     self._poke.set()
                 case Done():
                     self._ended.set()
-        wake_at = self.swarm.wake_at
+        wake_at = self._swarm.wake_at
         if wake_at is not None and wake_at < self._wake_at:
             self._poke.set()
 
@@ -257,7 +257,7 @@ class SwarmRun:
                 self._dial(hint)
             self._feed(Tick())
             self._give_up_if_stuck()
-            times = (poll_at, self.swarm.wake_at, self._roster.wake_at(now))
+            times = (poll_at, self._swarm.wake_at, self._roster.wake_at(now))
             self._wake_at = min(at for at in times if at is not None)
             self._poke = trio.Event()
             if not self._ended.is_set():
@@ -293,10 +293,10 @@ class SwarmRun:
             self._fail(self._why_stuck())
 
     def _why_stuck(self) -> errors.P2PlayerError:
-        swarm, label = self.swarm, self._job.label
+        swarm, label = self._swarm, self._job.label
         missing = f"{label}: {swarm.bytes_left} of {swarm.table.total_bytes} bytes are missing"
-        if self.liars:
-            return errors.Integrity(f"{missing}; {len(self.liars)} holder(s) sent corrupt data")
+        if self._liars:
+            return errors.Integrity(f"{missing}; {self._liars} holder(s) sent corrupt data")
         if self._unreachable is not None:
             return errors.Unreachable(f"{missing}; {self._unreachable.message}")
         return errors.NotFound(f"{missing}, and no peer that can be reached has them")
@@ -314,7 +314,7 @@ class SwarmRun:
         if isinstance(holder.lost, errors.Unreachable):
             self._unreachable = holder.lost
         del self._holders[holder.node]
-        useful = holder.heard_bytes > 0 and holder.node in self.swarm.accepted
+        useful = holder.heard_bytes > 0 and holder.node in self._swarm.accepted
         self._roster.ended(holder.node, trio.current_time(), useful=useful, ban=holder.ban)
         self._poke.set()
 
@@ -363,10 +363,10 @@ class SwarmRun:
             try:
                 body = wire.want_body(self._job.scope, ask.chunks)
                 async with holder.session.stream(wire.CHUNKS_WANT, body) as parts:
-                    await self._take_parts(ask, parts)
+                    await self._landing.receive(ask.chunks, parts, partial(self._landed, ask))
                 self._feed(Finished(ask.peer, ask.ask))
             except RemoteProtocolError:
-                self.liars.append(ask.peer)
+                self._liars += 1
                 self._feed(Corrupt(ask.peer))
             except errors.P2PlayerError as error:
                 self._lose(holder, error, ban=not isinstance(error, errors.Unreachable | errors.Failed))
@@ -377,64 +377,18 @@ class SwarmRun:
             finally:
                 holder.asks.pop(ask.ask, None)
 
-    async def _take_parts(self, ask: Ask, parts: AsyncIterator[Part]) -> None:
-        due = set(ask.chunks)
-        batch, size = list[Group](), 0
-        async for part in parts:
-            group = wire.read_group(part.header, part.payload)
-            for chunk, length in zip(group.ids, group.lengths, strict=True):
-                if chunk not in due or length != self._job.wants[chunk]:
-                    raise RemoteProtocolError("a chunk that was not asked for, or of another length")
-                due.remove(chunk)
-            batch.append(group)
-            size += group.raw_bytes
-            if size >= BATCH_BYTES:
-                await self._keep(ask, batch)
-                batch, size = [], 0
-        if batch:
-            await self._keep(ask, batch)
-
-    async def _keep(self, ask: Ask, groups: Sequence[Group]) -> None:
-        """Verify and store some groups, then tell the swarm; not even cancellation comes in between."""
-        chunks = await trio.to_thread.run_sync(verify_and_add, self._job.content, groups, limiter=self._threads)
+    def _landed(self, ask: Ask, chunks: Mapping[ChunkId, int]) -> None:
+        """Chunks of an ask are in the content."""
         self._feed(Received(ask.peer, ask.ask, chunks))
         if self._progress is not None:
-            total = self.swarm.table.total_bytes
-            self._progress(total - self.swarm.bytes_left, total)
-        self._uncommitted += sum(chunks.values())
-        due = self._uncommitted >= COMMIT_BYTES or trio.current_time() - self._committed_at >= COMMIT_S
-        if due and not self._committing and not self._ended.is_set():
+            total = self._swarm.table.total_bytes
+            self._progress(total - self._swarm.bytes_left, total)
+        if self._landing.commit_due and not self._ended.is_set():
             assert self._nursery is not None
-            self._committing = True
             self._nursery.start_soon(self._commit)
 
     async def _commit(self) -> None:
-        """Make durable what is stored, while more comes in."""
-        self._uncommitted = 0
         try:
-            await trio.to_thread.run_sync(self._job.content.commit)
+            await self._landing.commit()
         except (StoreError, OSError) as error:
             self._fail(faults.describe(error))
-        self._committed_at = trio.current_time()
-        self._committing = False
-
-
-def verify_and_add(content: Content, groups: Sequence[Group]) -> dict[ChunkId, int]:
-    """Check every digest and store the groups; runs in a worker thread.
-
-    Returns:
-        The chunks, with their lengths.
-
-    Raises:
-        RemoteProtocolError: a digest is wrong, or a group is not what it says.
-        StoreError: they could not be stored.
-    """
-    chunks: dict[ChunkId, int] = {}
-    for group in groups:
-        try:
-            open_group(group, content.key)
-        except (BadGroup, CorruptChunk) as error:
-            raise RemoteProtocolError(str(error)) from None
-        chunks.update(zip(group.ids, group.lengths, strict=True))
-    content.add(groups)
-    return chunks

@@ -28,7 +28,7 @@ from p2player.manifests import Description, ManifestHunt, described_here
 from p2player.net.connection import Throttle
 from p2player.proto import content_wire as wire
 from p2player.proto.roster import HolderHint
-from p2player.swarming import Holders, Job, Progress, Session, Sessions, SwarmRun
+from p2player.swarming import Holders, Job, Progress, Session, Sessions, SwarmRun, schedule
 
 __all__ = ["HolderHint", "Holders", "Progress", "PullReport", "Transfers"]
 
@@ -261,12 +261,12 @@ class _Pull:
 
     async def run(self, job: Job, holders: Holders, progress: Progress | None = None) -> Mapping[NodeId, int]:
         """Fetch a job's chunks; bytes accepted from each node."""
-        run = SwarmRun(job, holders, self.lease, self._rng, self._threads, progress)
+        swarm = await schedule(job, self._rng)
         try:
-            await run.run()
+            await SwarmRun(job, swarm, holders, self.lease, self._rng, self._threads, progress).run()
         finally:
-            self._duplicates += run.swarm.duplicates
-        return run.swarm.accepted
+            self._duplicates += swarm.duplicates
+        return swarm.accepted
 
     async def content(self, job: Job, total: int, holders: Holders) -> PullReport:
         """Fetch a job's chunks, the missing part of `total` bytes of content; the report on the whole pull."""

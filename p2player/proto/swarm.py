@@ -10,9 +10,8 @@ A transfer wants a set of chunks, kept in a `WantTable`. Holders join, are asked
 - *How much.* An ask is a fraction of the window. Near the end it shrinks to what the peer can deliver by the time at
   which all are expected to be done; a peer that would come too late gets nothing that somebody else holds, unless
   it is the quickest of those. At the beginning a part is kept for each holder (`FairStart`).
-- *Hedging.* A peer that has room and could take nothing doubles the ask that is expected last, from its tail, if it
-  would be done in half that ask's time. The first copy wins, and an ask with nothing left is cancelled. How much both
-  may deliver is estimated beforehand and held under `DUPLICATES` of the transfer.
+- *Hedging.* A peer that has room and nothing to take doubles an ask that is late (`hedging`). The first copy wins, and
+  an ask with nothing left is cancelled.
 - *Trouble.* A wrong digest bars the sender from this transfer. A peer that stays silent for its deadline is dropped.
   Chunks that a peer lacks, or took with it when it left, are idle again and go to others; one that denies what it
   claims is asked for more at once, so that this is soon settled. When nobody holds what is
@@ -28,8 +27,9 @@ from typing import Final
 
 from chunkstore.digest import ChunkId
 from gossip.messages import NodeId
-from p2player.proto.asks import AskBook, Asked
+from p2player.proto.asks import AskBook
 from p2player.proto.fairstart import FairStart
+from p2player.proto.hedging import find_double
 from p2player.proto.peerstats import FIRST_WINDOW_BYTES, MAX_ASK_BYTES, MIN_WINDOW_BYTES, PeerStats
 from p2player.proto.swarm_events import (
     Ask,
@@ -53,11 +53,6 @@ from p2player.proto.wants import WantTable
 MAX_IN_FLIGHT_BYTES: Final = 48 << 20
 MAX_ASKS_A_PEER: Final = 16
 MAX_ASK_CHUNKS: Final = 2048
-DUPLICATES: Final = 0.008
-MIN_RISK_BYTES: Final = 16 << 10
-LATE_S: Final = 0.2
-HEDGE_GAIN: Final = 2.0
-HEDGE_GAIN_S: Final = 0.05
 HEDGE_CHECK_S: Final = 0.03
 MIN_WAKE_S: Final = 0.001
 UNMEASURED_DEADLINE_S: Final = 10.0
@@ -288,45 +283,13 @@ class Swarm:
         return end_s
 
     def _hedge(self, peer: NodeId, now: float, out: list[Output]) -> bool:
-        """Double the ask that is expected last, if `peer` would be done much sooner."""
-        others = [asked for asked in self._asks if asked.peer != peer and self._may_be_late(asked, now)]
-        stats = self._peers[peer]
-        unproven = not stats.measured and stats.asked_bytes > 0
-        if not others or unproven or self.table.rarest(peer):
+        """Double an ask of another peer that is expected late."""
+        if self.table.rarest(peer):
             return False
-        end_s, asked = max(((self._end_s(asked, now), asked) for asked in others), key=lambda pair: pair[0])
-        budget = max(int(DUPLICATES * self.table.total_bytes), MIN_RISK_BYTES)
-        late = end_s >= LATE_S
-        most = stats.ask_bytes if late else min(stats.ask_bytes, budget)
-        positions, size = list[int](), 0
-        for position, length in reversed(asked.left.items()):
-            if positions and size + length > most:
-                break
-            if self._asks.count(position) == 1 and self.table.holds(peer, position):
-                positions.append(position)
-                size += length
-        mine_s = stats.finish_s(size, now)
-        if not positions or HEDGE_GAIN * mine_s > end_s or end_s - mine_s < HEDGE_GAIN_S:
-            return False
-        risk = min(size, int(asked.stats.rate_at(now) * mine_s))
-        spent = sum(other.risk for other in self._asks)
-        if not late:
-            risk = max(risk, min(self._chunk_bytes, budget // 2))
-            spent += self.duplicates
-        if spent + risk > budget:
-            return False
-        self._ask(peer, sorted(positions), now, out, risk)
-        return True
-
-    @staticmethod
-    def _may_be_late(asked: Asked, now: float) -> bool:
-        """Whether what is known of the peer's rate counts: it is settled, or the ask has had its round trip."""
-        return asked.stats.settled or now - asked.mark.at > HEDGE_GAIN * asked.stats.rtt_s + HEDGE_CHECK_S
-
-    def _end_s(self, asked: Asked, now: float) -> float:
-        """Seconds until `asked` is expected to be complete: all that its peer was asked for before comes first."""
-        ahead = sum(other.size for other in self._asks.of(asked.peer) if other.number <= asked.number)
-        return ahead / asked.stats.rate_at(now)
+        double = find_double(peer, self._peers[peer], self._asks, self.table, self.duplicates, now)
+        if double is not None:
+            self._ask(peer, double.positions, now, out, double.risk)
+        return double is not None
 
     def _ask(self, peer: NodeId, positions: Sequence[int], now: float, out: list[Output], risk: int = 0) -> None:
         left = {position: self.table.lengths[position] for position in positions}

@@ -149,8 +149,7 @@ async def test_a_partial_holder_that_gets_more_meanwhile_is_asked_again(
     put_part(growing.store, source.store, imported.layer_id, chunks[:3])
 
     async def grow() -> None:
-        while growing.wants == 0:
-            await trio.sleep(0.005)
+        await growing.wanted.wait()
         growing.store.add(source.store.groups(chunks))
 
     async with trio.open_nursery() as nursery:
@@ -251,7 +250,7 @@ async def test_a_holder_that_dies_costs_no_restart(mesh: PullMesh, tree: Path, t
     report = await transfers(mesh).pull_layer(imported.layer_id, hints(dying, steady))
     assert_whole(mesh, imported, tree, tmp_path)
     assert sum(report.sources.values()) == sum(imported.manifest.chunks().values())
-    assert report.duplicates == 0
+    assert report.duplicates <= 256 << 10, "what was under way when it died, at most"
 
 
 async def test_the_only_holder_may_go_down_and_come_back(mesh: PullMesh, tree: Path, tmp_path: Path) -> None:
@@ -260,8 +259,7 @@ async def test_the_only_holder_may_go_down_and_come_back(mesh: PullMesh, tree: P
     peer.cut_after = 4
 
     async def bring_back() -> None:
-        while peer.up:
-            await trio.sleep(0.002)
+        await peer.down.wait()
         peer.cut_after = None
         await trio.sleep(0.02)
         peer.up = True
@@ -372,8 +370,7 @@ async def test_who_joined_a_pull_takes_over_when_it_is_cancelled(mesh: PullMesh,
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lead)
-        while not peer.wants:
-            await trio.sleep(0.002)
+        await peer.wanted.wait()
         nursery.start_soon(follow)
         await trio.testing.wait_all_tasks_blocked()
         peer.silent.set()

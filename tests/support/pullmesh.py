@@ -54,7 +54,8 @@ class Peer:
     """One node that serves.
 
     `wants` counts requests for chunks; `silent` holds answers to them back; `cut_after` closes every session once so
-    many were answered; `up` says whether it can be dialled, `dials` how often it was.
+    many were answered; `up` says whether it can be dialled, `dials` how often it was. `wanted` and `down` are set when
+    it is first asked for chunks, and when it is cut off.
     """
 
     node: NodeId
@@ -68,10 +69,13 @@ class Peer:
     silent: trio.Event | None = None
     cut_after: int | None = None
     connections: list[Connection] = field(default_factory=list)
+    wanted: trio.Event = field(default_factory=trio.Event)
+    down: trio.Event = field(default_factory=trio.Event)
 
     def cut(self) -> None:
         """Go down: end every session, take no new one."""
         self.up = False
+        self.down.set()
         for connection in self.connections:
             connection.close("the node died")
 
@@ -97,6 +101,7 @@ class PullMesh:
             if peer.cut_after is not None and peer.wants >= peer.cut_after:
                 peer.cut()
             peer.wants += 1
+            peer.wanted.set()
             peer.asked += wire.read_want(call.body)[1]
             if peer.silent is not None:
                 await peer.silent.wait()
