@@ -42,16 +42,34 @@ SCENARIOS: dict[str, Scenario] = {
     "cancelled while suspending": Scenario(at=((1.55, cancel),)),
     "cancelled in the final transfer": Scenario(at=((1.95, cancel),)),
     "the grant cannot be written": Scenario(unwritable=(records.Granted,)),
+    "the grant is written and not known to be": Scenario(half_written=(records.Granted,)),
     "no ending can be written": Scenario(
         unwritable=(records.Committed, records.Settled, records.Closed, records.Restored, records.Ready)
+    ),
+    "endings are written and not known to be": Scenario(
+        half_written=(records.Committed, records.Settled, records.Closed, records.Restored, records.Ready)
+    ),
+    "refusals are written and not known to be": Scenario(
+        breaks={events.Restore: (ALWAYS, False)},
+        half_written=(records.Accepted, records.Refused, records.Returned, records.Settled, records.Closed),
+    ),
+    "aborts are written and not known to be": Scenario(
+        half_written=(records.Suspending, records.Aborted, records.Refused, records.Offered), at=((1.1, cancel),)
     ),
     "no abort can be written": Scenario(
         unwritable=(records.Suspending, records.Aborted, records.Refused), at=((1.1, cancel),)
     ),
 }
 
-MOVING = ("it moves", "it moves cold", "restored once only", "executed there and lost", "no ending can be written")
-WITH_FAULTS = ("it moves", "never executed there", "cancelled in the final transfer")
+MOVING = (
+    "it moves",
+    "it moves cold",
+    "restored once only",
+    "executed there and lost",
+    "no ending can be written",
+    "endings are written and not known to be",
+)
+WITH_FAULTS = ("it moves", "never executed there")
 FAULTS = ("lose", "repeat", "repeat late", "delay")
 
 
@@ -79,10 +97,9 @@ def test_without_kills(name: str) -> None:
 def test_every_kill(name: str) -> None:
     scenario = SCENARIOS[name]
     for kill in kills_of(play(scenario)):
-        for down_s in (0.5, 100.0):
-            for host, eager in ((False, False), (False, True), (True, False)):
-                killed = Kill(kill.at, kill.victim, down_s, host)
-                judge(play(varied(scenario, kills=(killed,), eager=eager)))
+        for down_s, host, eager in ((0.5, False, False), (100.0, False, False), (0.5, True, False), (0.5, False, True)):
+            killed = Kill(kill.at, kill.victim, down_s, host)
+            judge(play(varied(scenario, kills=(killed,), eager=eager)))
 
 
 @pytest.mark.parametrize("name", WITH_FAULTS)

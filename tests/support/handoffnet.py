@@ -77,6 +77,7 @@ class Scenario:
     Attributes:
         breaks: actions that fail, by class: the attempts that do, and whether the app may have executed.
         unwritable: records whose first write fails.
+        half_written: records whose first write is reported as failed, and is durable all the same.
         eager: an action that a kill interrupts has had its effect already.
         at: things to do at a time.
     """
@@ -85,6 +86,7 @@ class Scenario:
     kills: tuple[Kill, ...] = ()
     breaks: dict[type[events.Action], tuple[range, bool]] = field(default_factory=dict)
     unwritable: tuple[type[records.Record], ...] = ()
+    half_written: tuple[type[records.Record], ...] = ()
     refusals: tuple[str, ...] = ()
     plan_refusals: tuple[str, ...] = ()
     eager: bool = False
@@ -241,6 +243,10 @@ class Node:
             return False
         world.note(f"{self.name} writes {type(record).__name__}")
         self.journals.setdefault(migration, []).append(records.dump(record))
+        if type(record) in world.half_written:
+            world.half_written.remove(type(record))
+            world.note(f"{self.name} believes that it did not")
+            return False
         world.maybe_kill(end, record, "after")
         return True
 
@@ -383,6 +389,7 @@ class World:
         self.counts: dict[type[Message], int] = {}
         self.attempts: dict[type[events.Action], int] = {}
         self.unwritable = list(scenario.unwritable)
+        self.half_written = list(scenario.half_written)
         self.kills = list(scenario.kills)
         self.seen: list[tuple[End, type[records.Record]]] = []
         self.log: list[str] = []

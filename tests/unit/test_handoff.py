@@ -385,6 +385,16 @@ def test_a_grant_is_accepted_once() -> None:
     assert sent(machine.handle(events.Received(GRANT), 6.0)) == [messages.Restored(EPOCH + 1, 3.0)]
 
 
+def test_what_was_accepted_cannot_be_called_off() -> None:
+    machine = to_ready()
+    outputs = machine.handle(events.Received(GRANT), 3.0)
+    abort = events.Received(messages.Abort("failed", "a defect"))
+    assert not machine.handle(abort, 3.5)
+    machine.handle(events.Done(act(outputs).token, events.Resumed()), 4.0)
+    assert not machine.handle(abort, 5.0)
+    assert machine.owns
+
+
 def test_the_hook_comes_before_the_acknowledgement() -> None:
     machine = to_ready()
     outputs = machine.handle(events.Received(GRANT), 3.0)

@@ -236,9 +236,6 @@ class SourceMachine(SourceGrant):
                 self._on_voided(code, reason)
             case messages.Restored():
                 self._on_restored(message)
-            case messages.Closed() if self.at is At.UNSURE:
-                self._on_unsure_closed()
-                self._on_acknowledged("")
             case messages.Ready() if self.at is At.GRANTED:
                 self._repeat_grant()  # it did not hear it
             case messages.Progress():
@@ -290,8 +287,6 @@ class SourceMachine(SourceGrant):
                 self._on_end_timer(timer)
             case Timer.RETRY if self.at is At.GRANTED:
                 self._repeat_grant()
-            case Timer.RETRY if self.at is At.UNSURE:
-                self._void()
             case Timer.RETRY:
                 self._on_retry()
             case Timer.FREEZE if self.at is At.FINAL_SENT:

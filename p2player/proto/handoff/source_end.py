@@ -34,7 +34,6 @@ class At(StrEnum):
     FINAL_SENT = "final_sent"
     CHECKING = "checking"
     GRANTED = "granted"
-    UNSURE = "unsure"
     ENDING = "ending"
     OVER = "over"
 

@@ -4,8 +4,8 @@ Once `Granted` is durable the app is not started here, whatever happens, until t
 itself is the question, since repeating it is harmless; a restarted node first makes sure that no copy runs. An epoch
 that was granted is never used here again: after a refusal or by force the app runs on at e+2.
 
-If the record cannot be written, nobody knows whether it is durable. UNSURE asks the destination to void the grant,
-and the app is resumed only once it has.
+If the record cannot be written, nobody knows whether it is durable, and nothing was sent: `Returned` is written after
+it, and makes good either case before the app is resumed.
 """
 
 from p2player.proto.handoff import events, messages, records
@@ -14,9 +14,8 @@ from p2player.proto.handoff.machine import HandoffConfig, clip
 from p2player.proto.handoff.messages import Offer, Pulled
 from p2player.proto.handoff.source_end import At, SourceEnd
 
-_UNWRITTEN = "the grant could not be written to the journal"
 FORSAKEN_AFTER = 3
-IN_DOUBT = frozenset({At.CHECKING, At.GRANTED, At.UNSURE})
+IN_DOUBT = frozenset({At.CHECKING, At.GRANTED})
 
 
 class SourceGrant(SourceEnd):
@@ -83,7 +82,7 @@ class SourceGrant(SourceEnd):
             self._repeat_grant()
 
     def _on_restored(self, message: messages.Restored) -> None:
-        if self.at is At.UNSURE or message.epoch != self.offer.epoch + 1:
+        if message.epoch != self.offer.epoch + 1:
             return
         self.health_s = message.since_start_s
         self._thaw(message.since_start_s or 0.0)
@@ -91,23 +90,14 @@ class SourceGrant(SourceEnd):
         self._end(records.Committed(self._now, message.epoch, self.tally, error))
 
     def _on_voided(self, code: str, reason: str) -> None:
-        """The destination will never accept the grant."""
+        """The destination will never accept the grant, or never hears of it."""
         self._end(records.Returned(self._now, self.offer.epoch + 2, code, clip(reason)))
 
-    def _on_unsure_closed(self) -> None:
-        self._on_voided("failed", _UNWRITTEN)
-
-    # -- a grant that cannot be written
+    # -- records that cannot be written
 
     def _on_grant_unwritten(self, granted: records.Granted) -> None:
         self._newest = records.Suspending(self._now, granted.tally)
-        self.at = At.UNSURE
-        self._attempt = 0
-        self._void()
-
-    def _void(self) -> None:
-        self._send(messages.Abort("failed", _UNWRITTEN))
-        self._again()
+        self._on_voided("failed", "the grant could not be written to the journal")
 
     def _on_abort_unwritten(self, outputs: tuple[Output, ...]) -> None:
         """A restart calls it off anyway: the app need not wait for the disk."""
