@@ -344,6 +344,7 @@ class Layers:
         """Pull `layer`, hold it from now on and tell the mesh; a layer that is held whole costs one look."""
         size = await trio.to_thread.run_sync(self._held_size, layer)
         if size is not None:
+            self._tell_fetched()
             return PullReport(total=size, deduplicated=size)
         report = await self._transfers.pull_layer(layer, partial(self.holder_hints, layer), progress=progress)
         if report.transferred:
@@ -351,9 +352,12 @@ class Layers:
             self._events.emit("layer.pulled", id=layer.hex(), transferred=report.transferred)
             self._log.info("layer pulled", layer=layer.hex()[:16], bytes=report.transferred, seconds=report.seconds)
         await self._presence.publish()
+        self._tell_fetched()
+        return report
+
+    def _tell_fetched(self) -> None:
         self._fetched.set()
         self._fetched = trio.Event()
-        return report
 
     def _held_size(self, layer: LayerId) -> int | None:
         """The size of a layer that is held with everything in it, and marks it as used; else None."""
