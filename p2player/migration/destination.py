@@ -20,7 +20,7 @@ from p2player.migration.parts import Parts
 from p2player.migration.seams import Progress
 from p2player.proto.handoff import events
 from p2player.proto.handoff.events import Action, Result
-from p2player.proto.handoff.messages import Image, Message, Need, Offer, Pulled
+from p2player.proto.handoff.messages import Image, Message, Need, Offer, Pulled, largest_sources
 from p2player.proto.handoff.source_end import add_image
 from p2player.proto.roster import HolderHint
 from p2player.transfer import PullReport
@@ -251,7 +251,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _told(report: PullReport) -> Pulled:
-    sources = {str(node): count for node, count in report.sources.items()}
+    sources = largest_sources({str(node): count for node, count in report.sources.items()})
     return Pulled(report.total, report.deduplicated, report.transferred, sources, report.seconds)
 
 

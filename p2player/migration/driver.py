@@ -19,6 +19,7 @@ from p2player.log import Log
 from p2player.proto.handoff import events, records
 from p2player.proto.handoff.destination import DestinationMachine
 from p2player.proto.handoff.events import Action, AppState, Event, Output, Result, Timer
+from p2player.proto.handoff.fields import Malformed
 from p2player.proto.handoff.messages import Message
 from p2player.proto.handoff.records import Record
 from p2player.proto.handoff.source import SourceMachine
@@ -201,20 +202,22 @@ class Driver:
     async def _write(self, record: Record) -> bool:
         try:
             await trio.to_thread.run_sync(self._append, record)
-        except OSError as error:
+        except (OSError, ValueError, Malformed) as error:
             self._log.error("cannot write the journal", record=type(record).__name__, error=str(error))
             return False
         self._log.debug("journalled", record=type(record).__name__)
         return True
 
     def _append(self, record: Record) -> None:
+        document = records.dump(record)
+        records.load([document])  # what a restart could not read must not be acted upon
         if self._journal is None:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._journal = Journal.open(self.folder / JOURNAL)
             sync_folder(self.folder.parent)
         if self._on_record is not None:
             self._on_record(self.machine.end, record, "before")
-        self._journal.append(records.dump(record))
+        self._journal.append(document)
         self.written = True
         if self._on_record is not None:
             self._on_record(self.machine.end, record, "after")
@@ -226,6 +229,7 @@ class Driver:
             answer = await self._work.send(message)
         except errors.Unreachable as error:
             self._log.debug("message not delivered", message=type(message).__name__, error=error.message)
+            self.post(events.Undelivered(error.message))
         except errors.P2PlayerError as error:
             self._log.warning("message rejected", message=type(message).__name__, error=error.message)
             self.post(events.Rejected(error.code, error.message))

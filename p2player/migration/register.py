@@ -219,8 +219,8 @@ class Register:
             self.history.put(entry)
             try:
                 await self.parts.in_thread(self.history.write, entry)
-            except errors.P2PlayerError as error:
-                self._log.error("cannot remember a migration", migration=driver.migration, error=error.message)
+            except (errors.P2PlayerError, ValueError) as error:
+                self._log.error("cannot remember a migration", migration=driver.migration, error=str(error))
         moved = machine.epitaph.fate is Fate.MOVED
         expires_at = self.clock.now() + self._return_basis_s if moved else 0.0
         size = row["layers"]["instance"]["total"]

@@ -112,9 +112,12 @@ def read_row(text: str, migration: str) -> dict[str, Any] | None:
         return None
     try:
         _check(row)
-    except Malformed:
+        told = {key: row[key] for key in _FORM}
+        if len(json.dumps(told, allow_nan=False)) > MAX_ROW_CHARS:  # short forms of numbers grow when written anew
+            return None
+    except (Malformed, ValueError, RecursionError):
         return None
-    return {key: row[key] for key in _FORM}
+    return told
 
 
 _COUNTS = {"total": int, "deduplicated": int, "transferred": int}

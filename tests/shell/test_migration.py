@@ -187,7 +187,7 @@ async def test_a_stopped_app_moves_cold_and_stays_stopped(tmp_path: Path, jump: 
         with pytest.raises(errors.Refused, match="--mode cold"):
             await mesh["a"].migrations.start("game", "b")
         row = await move(mesh, "a", "b", mode="cold")
-        assert row["state"] == "done"
+        assert (row["state"], row["freeze_s"]) == ("done", 0.0)
         assert where(mesh) == [("b", "stopped", 2)]
         await mesh["b"].apps.start(app)
 
@@ -472,6 +472,17 @@ async def test_a_destination_that_goes_away_is_given_up(tmp_path: Path, jump: Mo
         await mesh.quiet()
         assert where(mesh) == [("a", "running", 1)]
         assert files(mesh["b"]) == []
+
+
+async def test_a_destination_that_cannot_be_reached_is_given_up_soon(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        await mesh.new_app(mesh["a"])
+        mesh["a"].lost = lambda _node, _method: True
+        row = await mesh["a"].migrations.start("game", "b")
+        row = await mesh.ended(mesh["a"], row["id"])
+        assert (row["state"], row["error"]["code"]) == ("failed", "unreachable")
+        assert row["total_s"] < 5.0
+        assert where(mesh) == [("a", "running", 1)]
 
 
 async def test_stopping_the_source_resumes_the_app_on_the_way_out(tmp_path: Path, jump: MockClock) -> None:
@@ -829,6 +840,25 @@ async def test_nonsense_from_a_peer_is_no_plan(tmp_path: Path, jump: MockClock) 
 async def test_messages_that_are_lost_are_said_again(tmp_path: Path, jump: MockClock) -> None:
     async with paper_mesh(tmp_path, "a", "b") as mesh:
         rng = random.Random(7)
-        mesh["a"].lost = mesh["b"].lost = lambda _node, _method: rng.random() < 0.4
+        mesh["a"].lost = mesh["b"].lost = lambda _node, _method: rng.random() < 0.25
         await mesh.new_app(mesh["a"])
         assert (await move(mesh, "a", "b"))["state"] == "done"
+
+
+async def test_a_record_over_the_cap_is_a_failed_write(
+    tmp_path: Path, jump: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with paper_mesh(tmp_path, "a", "b", config=QUICK) as mesh:
+        await mesh.new_app(mesh["a"])
+        append, failures = Journal.append, ["Suspending"]
+
+        def capped(journal: Journal, record: Any) -> None:
+            if record.get("t") in failures:
+                failures.remove(record["t"])
+                raise ValueError("a record of 70000 bytes is over the cap")
+            append(journal, record)
+
+        monkeypatch.setattr(Journal, "append", capped)
+        row = await move(mesh, "a", "b")
+        assert row["error"]["message"] == "the journal cannot be written"
+        assert where(mesh) == [("a", "running", 1)]

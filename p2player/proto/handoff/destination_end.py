@@ -89,7 +89,7 @@ class DestinationEnd(Machine):
     def _on_abort(self, message: messages.Abort) -> None:
         if self.owns:
             return  # what was accepted cannot be taken back, and no sound source tries
-        self.row = message.row
+        self.row = records.bounded_row(message.row)
         self._take_leave()
         if self.at is not At.REFUSED:
             self._refuse(message.code, message.reason)

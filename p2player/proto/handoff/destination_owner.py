@@ -81,7 +81,7 @@ class DestinationOwner(DestinationEnd):
 
     def _on_commit(self, row: str) -> None:
         if self.at is At.RESTORED:
-            self.row = row
+            self.row = records.bounded_row(row)
             self._take_leave()
             self._close_if_possible()
 

@@ -23,6 +23,7 @@ import msgpack
 
 MAX_BYTES = 1 << 20
 MAX_INT = (1 << 63) - 1
+MAX_REAL = 1e12
 
 _HEX = frozenset("0123456789abcdef")
 
@@ -99,7 +100,7 @@ class Real(_Plain):
     """A finite number from `low` to `high`."""
 
     low: float = 0.0
-    high: float = 1e12
+    high: float = MAX_REAL
 
     def load(self, raw: object) -> float:
         if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw):

@@ -283,6 +283,13 @@ class Closed:
     warning: Reason = ""
 
 
+def largest_sources(sources: Mapping[str, int]) -> dict[str, int]:
+    """As many of them as a `Pulled` may name: those that delivered most."""
+    if len(sources) <= MAX_SOURCES:
+        return dict(sources)
+    return dict(sorted(sources.items(), key=lambda source: -source[1])[:MAX_SOURCES])
+
+
 def without_record(offer: Offer) -> Offer:
     """The offer as journals keep it: what the app is lies in its own record by then."""
     return replace(offer, record=b"")

@@ -4,6 +4,7 @@ A record is fsynced before anything that follows from it is said or done. `table
 which. `at` is the writer's own clock, seconds since the Unix epoch; it is never compared with the other end's.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -23,6 +24,9 @@ from p2player.proto.handoff.messages import (
     Seconds,
     StepNumber,
 )
+
+MAX_JOURNALLED_ROW_BYTES = 48 << 10
+"""Less than a journal takes as one record."""
 
 Instant = Annotated[float, Real(0.0, 1e11)]
 
@@ -195,6 +199,14 @@ class Closed:
 
     at: Instant
     row: Annotated[str, Text(MAX_ROW_CHARS)] = ""
+
+
+def bounded_row(row: str) -> str:
+    """A row as `Closed` keeps it: none where it would be too long once it is escaped as JSON.
+
+    A row that `json.dumps` wrote grows by its quotes only, and stays far below; a peer may send any text.
+    """
+    return row if len(json.dumps(row)) <= MAX_JOURNALLED_ROW_BYTES else ""
 
 
 SourceRecord = Begun | Suspending | Granted | Committed | Aborted | Returned | Forced | Settled | Closed

@@ -12,9 +12,10 @@ from enum import StrEnum
 
 from p2player.proto.handoff import events, messages, records
 from p2player.proto.handoff.events import Timer
+from p2player.proto.handoff.fields import MAX_INT, MAX_REAL
 from p2player.proto.handoff.machine import HandoffConfig, Machine, Outcome, backoff
 from p2player.proto.handoff.memory import Epitaph, Fate
-from p2player.proto.handoff.messages import Message, Offer, Pulled
+from p2player.proto.handoff.messages import Message, Offer, Pulled, largest_sources
 from p2player.proto.handoff.records import Tally
 from p2player.proto.handoff.table import End, Phase
 
@@ -258,14 +259,17 @@ class SourceEnd(Machine):
 
 
 def add_image(sum_: Pulled, pulled: Pulled) -> Pulled:
-    """What all images cost together: `total` is of the newest, `deduplicated` what of it never had to be fetched."""
+    """What all images cost together: `total` is of the newest, `deduplicated` what of it never had to be fetched.
+
+    A sum stays within what a record may hold, whatever a peer says of each image.
+    """
     sources = dict(sum_.sources)
     for node, count in pulled.sources.items():
-        sources[node] = sources.get(node, 0) + count
+        sources[node] = min(sources.get(node, 0) + count, MAX_INT)
     return Pulled(
         total=pulled.total,
         deduplicated=max(pulled.total - sum_.fetched - pulled.fetched, 0),
-        transferred=sum_.transferred + pulled.transferred,
-        sources=sources,
-        seconds=sum_.seconds + pulled.seconds,
+        transferred=min(sum_.transferred + pulled.transferred, MAX_INT),
+        sources=largest_sources(sources),
+        seconds=min(sum_.seconds + pulled.seconds, MAX_REAL),
     )
