@@ -6,7 +6,8 @@
     control             the control API: HTTP over a unix socket
     node                the composition root: makes every part below and ties them together
     mesh presence directory         who is there; what this node tells of itself; the apps of the mesh
-    layers trees upkeep warmer      layers in and out; checked-out trees; verify, repair, gc; placing ahead of need
+    listing layers trees            which layers there are; layers in and out; checked-out trees
+    upkeep warmer                   verify, repair, gc; placing ahead of need
     transfer manifests swarming landing serving     content from peers and to peers
     apps (apphost appcare apprecord appstate)       the applications of this node
     migration planning              moving them
