@@ -11,9 +11,14 @@ from typing import Any
 import trio
 
 from gossip.messages import NodeId
+from p2player import faults
 from p2player.apprecord import AppRecord
-from p2player.errors import P2PlayerError, Refused, Unreachable, Usage
+from p2player.errors import Failed, P2PlayerError, Refused, Unreachable, Usage
+from p2player.log import Log
+from p2player.migration import leftover
 from p2player.migration.destination import DestinationWork, preflight
+from p2player.migration.driver import JOURNAL
+from p2player.migration.leftover import Left
 from p2player.migration.register import Register
 from p2player.migration.source import SourceWork, spoken
 from p2player.net.connection import Incoming
@@ -38,10 +43,12 @@ class Desk:
         recovered: set once the migrations of earlier runs are open again; nothing is answered before.
     """
 
-    def __init__(self, register: Register, config: HandoffConfig, recovered: trio.Event) -> None:
+    def __init__(self, register: Register, config: HandoffConfig, recovered: trio.Event, log: Log) -> None:
         self._register = register
         self._config = config
         self._recovered = recovered
+        self._log = log
+        self._told: set[str] = set()
 
     async def handoff(self, call: Incoming) -> dict[str, Any]:
         """Serve `handoff {migration}` + message -> `{answer: message or None}`.
@@ -49,7 +56,8 @@ class Desk:
         Raises:
             Usage: that is no message, or not one for this end.
             Refused: the migration is between other nodes.
-            Unreachable: the node is only starting.
+            Unreachable: the node is only starting, or cannot take part in another migration now.
+            Failed: what an earlier run of the node wrote about this migration cannot be read.
         """
         await self._wait_recovered()
         try:
@@ -57,6 +65,8 @@ class Desk:
         except Malformed as error:
             raise Usage(f"malformed hand-off message: {error}") from None
         peer = NodeId(call.peer)
+        if isinstance(message, Offer | Grant):
+            await self._look_for_leftover(migration, message)
         each = self._register.get(migration)
         if each is not None:
             if each.machine.peer != peer:
@@ -83,13 +93,13 @@ class Desk:
             case messages.Grant():
                 return self._begin_asked(migration, peer, message)
             case _:
-                return memory.answer_unknown(message)
+                return memory.answer_unknown(message, self._owned_epoch(message))
 
     def _begin_offered(self, migration: str, peer: NodeId, offer: Offer) -> Message | None:
         try:
             record = read_record(offer)
             self._check_parties(peer, offer.source, offer.destination)
-            if sum(isinstance(each.machine, DestinationMachine) for each in self._register.all()) >= MAX_INCOMING:
+            if self._is_full():
                 raise Refused(f"{self._me()} takes part in {MAX_INCOMING} migrations already")
         except P2PlayerError as error:
             return messages.Failed(error.code, error.message)
@@ -98,8 +108,45 @@ class Desk:
 
     def _begin_asked(self, migration: str, peer: NodeId, grant: Grant) -> Message | None:
         self._check_parties(peer, grant.source, grant.destination)
+        if self._is_full():
+            # Not `Failed`: that would void the grant, and this node may own the app. The source asks again.
+            raise Unreachable(f"{self._me()} takes part in {MAX_INCOMING} migrations already")
         self._begin(migration, peer, DestinationMachine.asked(grant, self._config), None)
         return None
+
+    def _is_full(self) -> bool:
+        return sum(isinstance(each.machine, DestinationMachine) for each in self._register.all()) >= MAX_INCOMING
+
+    def _owned_epoch(self, message: Message) -> int:
+        """At which this node owns the app that the message is about; 0 where it does not, or cannot tell."""
+        if isinstance(message, messages.Restored):
+            for record in self._register.parts.apps.records():
+                if record.id == message.app_id:
+                    return record.epoch
+        return 0
+
+    async def _look_for_leftover(self, migration: str, message: Offer | Grant) -> None:
+        """Before a migration is begun: see that no earlier one of the id lies on the disk; see `leftover`."""
+        if self._is_known(migration):
+            return
+        folder = self._register.parts.root / migration
+        left = await self._register.parts.in_thread(leftover.look, folder, message)
+        if left is Left.NOTHING or self._is_known(migration):  # another message of it may have begun it meanwhile
+            return
+        if left is Left.VOID:
+            try:
+                aside = leftover.put_aside(folder)
+            except OSError as error:
+                raise faults.describe(error) from error
+            self._log.error("put a damaged journal of a refused migration aside", file=str(aside))
+            return
+        if migration not in self._told:
+            self._told.add(migration)
+            self._log.error("asked about a migration whose journal cannot be read", file=str(folder / JOURNAL))
+        raise Failed(f"{self._me()} cannot read its journal of migration {migration[:12]}")
+
+    def _is_known(self, migration: str) -> bool:
+        return self._register.get(migration) is not None or self._register.history.get(migration) is not None
 
     def _begin(self, migration: str, peer: NodeId, machine: DestinationMachine, record: AppRecord | None) -> None:
         register = self._register

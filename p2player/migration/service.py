@@ -2,6 +2,7 @@
 
 seams, parts             what is needed of the node
 register                 the open migrations and those that are over
+  leftover               journals for which no migration is open
   driver                 runs one machine of `p2player.proto.handoff`
   source, destination    what the two ends do when their machine says so
   images, basis          the sealed content of the instance layer, and what is kept of it for the way back
@@ -108,7 +109,7 @@ class Migrations:
             on_record=self._on_record,
         )
         self._commands = Commands(self._register, self._config, self._log)
-        self._desk = Desk(self._register, self._config, self._recovered)
+        self._desk = Desk(self._register, self._config, self._recovered, self._log)
         return self
 
     async def __aexit__(

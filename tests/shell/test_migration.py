@@ -17,6 +17,7 @@ from p2player import errors
 from p2player.appstate import AppState
 from p2player.journal import Journal
 from p2player.migration import destination as destination_module
+from p2player.migration import leftover
 from p2player.migration.desk import MAX_INCOMING
 from p2player.proto.handoff import messages, records, table
 from p2player.proto.handoff.machine import HandoffConfig
@@ -802,6 +803,11 @@ async def test_one_peer_cannot_open_migrations_without_end(tmp_path: Path, jump:
         failed = messages.decode(reply["answer"])
         assert isinstance(failed, messages.Failed)
         assert "migrations already" in failed.reason
+        grant = messages.Grant(app, 2, a.id, b.id)  # `Failed` would void it, and b may own the app
+        with pytest.raises(errors.Unreachable, match="migrations already"):
+            await said(b, a.id, {"migration": "e" * 32}, messages.encode(grant))
+        assert not (b.root / "migrations" / ("e" * 32)).exists()
+        assert len(b.migrations.rows()) == MAX_INCOMING
 
 
 async def test_a_node_that_will_not_hear_of_it_is_not_asked_again(tmp_path: Path, jump: MockClock) -> None:
@@ -862,3 +868,94 @@ async def test_a_record_over_the_cap_is_a_failed_write(
         row = await move(mesh, "a", "b")
         assert row["error"]["message"] == "the journal cannot be written"
         assert where(mesh) == [("a", "running", 1)]
+
+
+# -- what was lost
+
+
+def damage(node: PaperNode, kind: type[Record]) -> Path:
+    """Make a record of the one journal there unreadable; the journal's path."""
+    (journal,) = (node.root / "migrations").glob("*/journal")
+    before = journal.read_bytes()
+    journal.write_bytes(before.replace(kind.__name__.encode(), b"x" * len(kind.__name__)) + b"00000000 {}\n")
+    assert journal.read_bytes() != before
+    return journal
+
+
+async def test_a_damaged_journal_that_may_have_accepted_keeps_the_source_in_doubt(
+    tmp_path: Path, jump: MockClock
+) -> None:
+    async with paper_mesh(tmp_path, "a", "b", config=QUICK) as mesh:
+        migration = await in_doubt(mesh)
+        a, b = mesh["a"], mesh["b"]
+        journal = damage(b, records.Ready)
+        await mesh.start(b)
+        await trio.sleep(60)
+        (record,) = a.apps.records()
+        assert record.state is AppState.IN_DOUBT
+        assert journal.exists()
+        assert b.migrations.rows() == []
+        grant = messages.encode(messages.Grant(record.id, 2, a.id, b.id))
+        offer = messages.encode(await a.migrations._commands._offer(record, b.id, messages.Mode.LIVE))
+        for message in (grant, offer):
+            with pytest.raises(errors.Failed, match="cannot read its journal"):
+                await said(b, a.id, {"migration": migration}, message)
+        assert (await a.migrations.recover(record.id, True)).epoch == 3
+
+
+async def test_a_damaged_journal_that_refused_is_put_aside(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b", config=QUICK) as mesh:
+        a, b = mesh["a"], mesh["b"]
+        await mesh.new_app(a)
+        b.stop()
+        await trio.sleep(1)
+        lethal(b, KillPoint(End.DESTINATION, records.Refused, "after"))
+        b.engine.fail["restore"] = [never_executed()]
+        await mesh.start(b)
+        row = await a.migrations.start("game", "b")
+        while b.up:
+            await trio.sleep(0.05)
+        journal = damage(b, records.Ready)
+        grant = messages.Grant(row["app_id"], 2, a.id, b.id)
+        stranger = messages.Grant(row["app_id"], 2, b.id, b.id)
+        assert leftover.look(journal.parent, grant) is leftover.Left.VOID
+        for other in (stranger, replace(grant, epoch=3), replace(grant, app_id="f" * 32)):
+            assert leftover.look(journal.parent, other) is leftover.Left.UNKNOWN
+        await mesh.start(b)
+        row = await mesh.ended(a, row["id"])
+        await mesh.quiet()
+        assert row["state"] == "failed"
+        assert where(mesh) == [("a", "running", 3)]
+        assert files(b) == []
+
+
+async def test_a_journal_that_broke_off_is_not_written_on(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b", config=QUICK) as mesh:
+        a, b = mesh["a"], mesh["b"]
+        folder = b.root / "migrations" / ("1" * 32)
+        folder.mkdir()
+        journal = Journal.open(folder / "journal")
+        grant = messages.Grant("0" * 32, 2, a.id, b.id)
+        assert leftover.look(folder, grant) is leftover.Left.NOTHING
+        journal.append(records.dump(records.Accepted(1.0, 2)))
+        journal.close()
+        before = (folder / "journal").read_bytes()
+        with pytest.raises(errors.Failed):
+            await said(b, a.id, {"migration": "1" * 32}, messages.encode(grant))
+        assert (folder / "journal").read_bytes() == before
+
+
+async def test_a_source_that_forgot_tells_of_its_higher_epoch(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        a, b = mesh["a"], mesh["b"]
+        app = await mesh.new_app(a)
+        await a.apps.set_state(app, AppState.RUNNING, 3)
+
+        async def answer(message: messages.Message) -> messages.Message:
+            reply = await said(a, b.id, {"migration": "3" * 32}, messages.encode(message))
+            return messages.decode(reply["answer"])
+
+        assert await answer(messages.Restored(2, app_id=app)) == messages.Supersede(3)
+        assert await answer(messages.Restored(3, app_id=app)) == messages.Commit()
+        assert await answer(messages.Restored(2, app_id="f" * 32)) == messages.Commit()
+        assert await answer(messages.Restored(2)) == messages.Commit()

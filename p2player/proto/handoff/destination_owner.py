@@ -71,7 +71,8 @@ class DestinationOwner(DestinationEnd):
     def _say_restored(self) -> None:
         assert self._restored is not None
         since_start_s = None if self._started_at is None else max(self._now - self._started_at, 0.0)
-        self._send(messages.Restored(self.epoch, since_start_s, self._restored.healthy, self._restored.error))
+        healthy, error = self._restored.healthy, self._restored.error
+        self._send(messages.Restored(self.epoch, since_start_s, healthy, error, self.parties.app_id))
 
     def _on_hook(self, warning: str) -> None:
         self._hook_token = None

@@ -268,6 +268,13 @@ class Unwritten:
 
 
 @dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A message could not be brought to the other node, or nobody knows whether it was."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """The other node answered a message with an error: it will not hear of this migration, whatever is said."""
 
@@ -292,7 +299,7 @@ class Force:
     """The operator takes the app back without an answer."""
 
 
-Event = Received | Rejected | Done | Broke | Advanced | Fired | Unwritten | Cancel | Ask | Force
+Event = Received | Undelivered | Rejected | Done | Broke | Advanced | Fired | Unwritten | Cancel | Ask | Force
 
 
 # -- outputs

@@ -27,6 +27,7 @@ class HandoffConfig:
 
     Attributes:
         retry_s, retry_max_s: a message without an answer is repeated after the first, then less and less often.
+        offer_tries: a destination that an offer cannot be brought to so often in a row is given up.
         silence_s: before the grant, a destination that says nothing for so long is given up;
         frozen_silence_s: the same while the app is suspended.
         heartbeat_s: how often a working destination says so.
@@ -41,6 +42,7 @@ class HandoffConfig:
 
     retry_s: float = 1.0
     retry_max_s: float = 15.0
+    offer_tries: int = 3
     silence_s: float = 15.0
     frozen_silence_s: float = 5.0
     heartbeat_s: float = 1.0
@@ -101,7 +103,7 @@ class Machine:
             held, self._held = self._held, []
             for earlier in held:
                 self._dispatch(earlier)
-        elif not isinstance(event, events.Received | events.Rejected | events.Advanced):
+        elif not isinstance(event, events.Received | events.Undelivered | events.Rejected | events.Advanced):
             self._held.append(event)
         return self._out
 

@@ -237,12 +237,14 @@ class Restored:
     Attributes:
         since_start_s: seconds from its start here to this message; None when that was before a restart of the node.
         healthy: False when it was executed here and then failed: it cannot go back, and waits here to be started.
+        app_id: which app, for a source that forgot the migration; empty from earlier versions.
     """
 
     epoch: Epoch
     since_start_s: Annotated[float | None, Maybe(Real())] = None
     healthy: Annotated[bool, Flag()] = True
     error: Reason = ""
+    app_id: Annotated[str, Text(32)] = ""
 
 
 @dataclass(frozen=True, slots=True)

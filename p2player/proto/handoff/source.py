@@ -77,6 +77,7 @@ class SourceMachine(SourceGrant):
         self._request: Message | None = None
         self._heard = 0.0
         self._silent = False
+        self._undelivered = 0
         self._taken_at = 0.0
         self._doomed: _Doomed | None = None
 
@@ -95,7 +96,7 @@ class SourceMachine(SourceGrant):
         for record in entries:
             if isinstance(record, records.Suspending | records.Granted | records.Committed):
                 machine.tally = record.tally
-            if isinstance(record, records.Suspending):
+            if isinstance(record, records.Suspending) and machine.offer.running:
                 machine._frozen_at = record.at
             if isinstance(record, Ending):
                 machine._ending = record
@@ -176,6 +177,7 @@ class SourceMachine(SourceGrant):
             case events.Received(message):
                 self._heard = self._now
                 self._silent = False
+                self._undelivered = 0
                 self._on_message(message)
             case events.Done(token, result) if token == self._token:
                 self._token = None
@@ -187,6 +189,10 @@ class SourceMachine(SourceGrant):
                 self.progress = (done, total)
             case events.Fired(timer):
                 self._on_timer(timer)
+            case events.Undelivered(reason) if self.at is At.OFFERED:
+                self._undelivered += 1
+                if self._undelivered >= self.config.offer_tries:
+                    self._abort("unreachable", reason)
             case events.Rejected(code, reason) if self.cancellable:
                 self._abort(code, reason)
             case events.Cancel(reason) if self.cancellable:
@@ -340,7 +346,7 @@ class SourceMachine(SourceGrant):
 
     def _suspend(self) -> None:
         self.at = At.SUSPENDING
-        self._frozen_at = self._now
+        self._frozen_at = self._now if self.offer.running else None
         self._journal(records.Suspending(self._now, self.tally))
         self._token = self._act(events.Suspend(self.offer.mode))
 
