@@ -42,9 +42,8 @@ def look(folder: Path, message: Offer | Grant) -> Left:
     if not path.exists() or path.stat().st_size == 0:
         return Left.NOTHING
     sound = [record for document in Journal.salvage(path) for record in _read(document)]
-    if isinstance(message, Grant) and _of(message, sound):
-        if any(isinstance(record, records.Refused) and record.epoch == message.epoch for record in sound):
-            return Left.VOID
+    if isinstance(message, Grant) and _refused(message, sound):
+        return Left.VOID
     return Left.UNKNOWN
 
 
@@ -56,7 +55,12 @@ def put_aside(folder: Path) -> Path:
     return aside
 
 
-def _of(grant: Grant, sound: list[records.Record]) -> bool:
+def _refused(grant: Grant, sound: list[records.Record]) -> bool:
+    refused = any(isinstance(record, records.Refused) and record.epoch == grant.epoch for record in sound)
+    return refused and _is_of(grant, sound)
+
+
+def _is_of(grant: Grant, sound: list[records.Record]) -> bool:
     """Whether the journal is of the migration that the grant tells of, and not only of its id."""
     match sound[:1]:
         case [records.Offered(_, offer)]:

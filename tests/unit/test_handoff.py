@@ -381,8 +381,8 @@ def test_a_grant_is_accepted_once() -> None:
     again = machine.handle(events.Received(GRANT), 3.1)
     assert sent(again) == [messages.Progress(2, 0, 0, accepted=True)]
     done = machine.handle(events.Done(act(outputs).token, events.Resumed(1.0)), 4.0)
-    assert sent(done) == [messages.Restored(EPOCH + 1, 1.0)]
-    assert sent(machine.handle(events.Received(GRANT), 6.0)) == [messages.Restored(EPOCH + 1, 3.0)]
+    assert sent(done) == [messages.Restored(EPOCH + 1, 1.0, app_id=APP)]
+    assert sent(machine.handle(events.Received(GRANT), 6.0)) == [messages.Restored(EPOCH + 1, 3.0, app_id=APP)]
 
 
 def test_what_was_accepted_cannot_be_called_off() -> None:
@@ -483,7 +483,7 @@ SAMPLES: list[messages.Message] = [
     messages.Progress(0, 1, 2, working=False, accepted=True),
     messages.Alive(),
     GRANT,
-    messages.Restored(8, None, healthy=False, error="gone"),
+    messages.Restored(8, None, healthy=False, error="gone", app_id=A),
     messages.Failed("refused", "no"),
     messages.Commit("{}"),
     messages.Abort("failed", "no", "{}"),
