@@ -52,6 +52,8 @@ from p2player.proto.wants import WantTable
 
 MAX_IN_FLIGHT_BYTES: Final = 48 << 20
 MAX_ASKS_A_PEER: Final = 16
+ALONE_WINDOW_BYTES: Final = 4 << 20
+NEAR_RTT_S: Final = 0.005
 MAX_ASK_CHUNKS: Final = 2048
 HEDGE_CHECK_S: Final = 0.03
 MIN_WAKE_S: Final = 0.001
@@ -155,7 +157,11 @@ class Swarm:
         if event.peer not in self._peers:
             self._start.join(event.peer, event.rtt_s, now)
             part = self.table.total_bytes // (16 * (len(self._peers) + 1 + self._start.expecting))
-            first_window = min(max(part, MIN_WINDOW_BYTES), FIRST_WINDOW_BYTES)
+            # Whoever is near and alone may have much at once: there is nobody to whom it could be given instead.
+            alone = not self._peers and not self._start.expecting
+            near = event.rtt_s is not None and event.rtt_s <= NEAR_RTT_S
+            most = ALONE_WINDOW_BYTES if alone and near else FIRST_WINDOW_BYTES
+            first_window = min(max(part, MIN_WINDOW_BYTES), most)
             self._peers[event.peer] = PeerStats(event.rtt_s, event.load, first_window)
         self.table.add_holder(event.peer, event.have)
         self._denials[event.peer] = 0

@@ -13,6 +13,7 @@ from gossip.messages import NodeId
 from p2player.proto.fairstart import FairStart
 from p2player.proto.peerstats import FIRST_WINDOW_BYTES, PeerStats
 from p2player.proto.swarm import (
+    ALONE_WINDOW_BYTES,
     MAX_ASK_CHUNKS,
     MAX_IN_FLIGHT_BYTES,
     MIN_DEADLINE_S,
@@ -115,6 +116,20 @@ def test_an_unknown_peer_is_asked_for_little() -> None:
     drive = Driver(1000)
     drive.join(A)
     assert sum(len(ask.chunks) for ask in drive.to(A)) * 64 * KIB == FIRST_WINDOW_BYTES
+
+
+@pytest.mark.parametrize(("rtt_s", "window"), [(0.001, ALONE_WINDOW_BYTES), (0.02, FIRST_WINDOW_BYTES)])
+def test_a_near_peer_that_is_alone_may_have_more(rtt_s: float, window: int) -> None:
+    drive = Driver(4000)
+    drive.join(A, rtt_s=rtt_s)
+    assert sum(len(ask.chunks) for ask in drive.to(A)) * 64 * KIB == window
+
+
+def test_a_near_peer_beside_another_starts_small() -> None:
+    drive = Driver(4000)
+    drive.join(A, rtt_s=0.001)
+    drive.join(B, rtt_s=0.001)
+    assert sum(len(ask.chunks) for ask in drive.to(B)) * 64 * KIB == FIRST_WINDOW_BYTES
 
 
 def test_what_is_in_flight_is_bounded_whatever_the_peers_deliver() -> None:
