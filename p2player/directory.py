@@ -79,6 +79,17 @@ class Directory:
                     found[row.id] = (node, row)
         return found
 
+    def claims(self, app_id: str) -> list[tuple[NodeId, int]]:
+        """The other nodes, alive now, whose inventory says that they own the app, and at which epoch."""
+        inventories = self._ledger.inventories()
+        return [
+            (member.id, row.epoch)
+            for member in self._mesh.alive()
+            if member.id in inventories
+            for row in inventories[member.id].apps
+            if row.id == app_id
+        ]
+
     def note_move(self, record: AppRecord, node: NodeId) -> None:
         """An app of this node runs on `node` now, one epoch on; that node's own word of it is on its way."""
         owned = record.epoch + 1
@@ -190,6 +201,8 @@ class Directory:
                 await self._apps.stop(record.id)
             case "recover":
                 await self._recover(record.id, force)
+                await self._presence.publish()
+                return self._row(*self.find(record.id))  # it may live on the other node now
             case "logs":
                 text = await self._apps.logs(record.id, LOG_BYTES)
                 return {"text": text.decode(errors="replace")}

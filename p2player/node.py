@@ -216,8 +216,9 @@ class Node:
         )
         self.apps = Apps(self.state.apps, builtin(), layers.tree, self._on_app)
         self.migrations = Migrations(
-            Parts(self.state.migrations, self.apps, layers, store, transfers, serving, pool, mesh),
+            Parts(self.state.migrations, self.apps, layers, store, transfers, serving, pool, mesh, presence.publish),
             self._locate_app,
+            self._claims_to_app,
             events,
             log,
             wall=time.time,
@@ -268,6 +269,9 @@ class Node:
 
     def _locate_app(self, ref: str) -> tuple[NodeId, AppRow]:
         return self.directory.find(ref)
+
+    def _claims_to_app(self, app_id: str) -> list[tuple[NodeId, int]]:
+        return self.directory.claims(app_id)
 
     def _layers_in_use(self) -> set[LayerId]:
         return self.apps.layers_in_use()
