@@ -25,6 +25,9 @@ Holders = Callable[[], Sequence[HolderHint]]
 Locate = Callable[[str], tuple[NodeId, AppRow]]
 """The app of that name, id or id prefix, and the node that it lives on; NotFound, Refused as `Directory.find`."""
 
+Claims = Callable[[str], Sequence[tuple[NodeId, int]]]
+"""The other nodes, alive now, whose inventory claims the app of that id, and at which epoch."""
+
 
 class Peers(Protocol):
     """Calls to other nodes; `PeerPool`."""

@@ -28,16 +28,16 @@ from p2player import errors
 from p2player.apprecord import AppRecord
 from p2player.events import EventBus
 from p2player.log import Log
+from p2player.migration import fence
 from p2player.migration.commands import Commands
 from p2player.migration.desk import Desk
 from p2player.migration.driver import Clock, OnRecord
-from p2player.migration.fence import keep_fenced
 from p2player.migration.history import History
 from p2player.migration.parts import Parts
 from p2player.migration.register import Moved, Register
 from p2player.migration.remote import Remote, serve
 from p2player.migration.revival import revive_all
-from p2player.migration.seams import Locate
+from p2player.migration.seams import Claims, Locate
 from p2player.net.connection import Handler, Incoming
 from p2player.proto.handoff.machine import HandoffConfig
 from p2player.proto.handoff.messages import Mode
@@ -53,7 +53,7 @@ class Migrations:
 
     Args:
         parts: the other services of the node.
-        locate: the node of an app.
+        locate: the node of an app. claims: which others say that they own it.
         return_basis_s: how long both ends keep the final image of a moved app, sealed, for the way back; 0: not at
         all. moved: told the sites of each move away from here. on_record: called around every record of a journal;
         see `driver.OnRecord`. wall: seconds since the Unix epoch.
@@ -63,6 +63,7 @@ class Migrations:
         self,
         parts: Parts,
         locate: Locate,
+        claims: Claims,
         bus: EventBus,
         log: Log,
         *,
@@ -74,6 +75,7 @@ class Migrations:
     ) -> None:
         self._parts = parts
         self._locate = locate
+        self._claims = claims
         self._bus = bus
         self._log = log
         self._wall = wall
@@ -123,11 +125,16 @@ class Migrations:
         await revive_all(self._register, self._config, self._log)
         self._recovered.set()
         self._nursery.start_soon(self._register.expire_bases)
-        self._nursery.start_soon(keep_fenced, self._parts, self._locate, self.holds, self._log)
+        self._nursery.start_soon(fence.keep_fenced, self._parts, self._claims, self.holds, self._log)
 
     def handlers(self) -> dict[str, Handler]:
         """What peers may ask; they are answered once `recover_all` was called."""
-        return {"handoff": self._handoff, "migration.preflight": self._preflight, **serve(lambda: self._commands)}
+        return {
+            "handoff": self._handoff,
+            "migration.preflight": self._preflight,
+            fence.OWNED: fence.serve(self._parts.apps),
+            **serve(lambda: self._commands),
+        }
 
     async def _handoff(self, call: Incoming) -> dict[str, Any]:
         return await self._desk.handoff(call)

@@ -17,7 +17,7 @@ from p2player import errors
 from p2player.appstate import AppState
 from p2player.journal import Journal
 from p2player.migration import destination as destination_module
-from p2player.migration import leftover
+from p2player.migration import fence, leftover
 from p2player.migration.desk import MAX_INCOMING
 from p2player.proto.handoff import messages, records, table
 from p2player.proto.handoff.machine import HandoffConfig
@@ -652,6 +652,53 @@ async def test_a_lower_epoch_gives_way(tmp_path: Path, jump: MockClock) -> None:
         await trio.sleep(5)
         assert a.apps.record(app).state is AppState.STOPPED
         assert app not in mesh.world.running
+
+
+async def test_only_a_claim_that_its_node_confirms_fences(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b", "c") as mesh:
+        a, b, c = mesh["a"], mesh["b"], mesh["c"]
+        app = await mesh.new_app(a)
+        record = a.apps.record(app)
+        b.layers |= {BASE, APP}
+        await b.apps.stage(record)
+        await b.apps.set_state(app, AppState.STOPPED, fence.MAX_AHEAD + 2)  # too far ahead to be an epoch
+        c.stop()
+        a.claimed = {c.id: 5, b.id: 5}  # old: one is away, the other says something else when asked
+        await trio.sleep(20)
+        assert a.apps.record(app).state is AppState.RUNNING
+        await mesh.start(c)
+        await trio.sleep(20)
+        assert a.apps.record(app).state is AppState.RUNNING  # c does not know of it
+        answer: Any = c.migrations.handlers()["app.owned"]
+        with pytest.raises(errors.Usage):
+            await answer(Incoming(a.id, "a", "app.owned", {"app": ["x"]}, b""))
+        answer = a.migrations.handlers()["app.owned"]
+        assert await answer(Incoming(c.id, "c", "app.owned", {"app": app}, b"")) == {"epoch": 1, "state": "running"}
+        call, answers = a.call, iter(({}, {"epoch": True}, {"epoch": "5"}, {"epoch": 2**53}, {"epoch": 1}))
+
+        async def nonsense(node: NodeId, method: str, *args: Any, **kwargs: Any) -> Any:
+            return next(answers, {}) if method == fence.OWNED else await call(node, method, *args, **kwargs)
+
+        a.call = nonsense  # type: ignore[method-assign]
+        await trio.sleep(20)
+        assert next(answers, None) is None
+        assert a.apps.record(app).state is AppState.RUNNING
+
+
+async def test_an_app_that_moves_while_a_claim_is_asked_about_is_not_stopped(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        a, b = mesh["a"], mesh["b"]
+        app = await mesh.new_app(a)
+
+        async def late(*_args: Any, **_kwargs: Any) -> dict[str, Any]:
+            await a.apps.set_state(app, AppState.MIGRATING)
+            return {"epoch": 5}
+
+        a.call = late  # type: ignore[method-assign]
+        a.claimed = {b.id: 5}
+        await trio.sleep(5)
+        assert a.apps.record(app).state is AppState.MIGRATING
+        assert mesh.world.running == {app: "a"}
 
 
 # -- what the disk does

@@ -207,6 +207,7 @@ class PaperNode:
         self.engine = CounterEngine(name, mesh.world)
         self.layers: set[LayerId] = {BASE, APP} if name == "a" else set()
         self.exposed: dict[str, tuple[Content, NodeId]] = {}
+        self.claimed: dict[NodeId, int] = {}
         self.up = False
         self.on_record: OnRecord | None = None
         self.return_basis_s = 3600.0
@@ -237,6 +238,7 @@ class PaperNode:
                 self.migrations = Migrations(
                     parts,
                     self.mesh.locate,
+                    self.claims,
                     self.events,
                     Log(level="error"),
                     wall=lambda: EPOCH_S + trio.current_time(),
@@ -262,6 +264,12 @@ class PaperNode:
     def stop(self) -> None:
         """As SIGTERM does: the node cleans up."""
         self._scope.cancel()
+
+    def claims(self, app_id: str) -> list[tuple[NodeId, int]]:
+        """What gossip tells: the truth, and `claimed`."""
+        others = [node for node in self.mesh.nodes.values() if node is not self and node.up]
+        told = [(node.id, record.epoch) for node in others for record in node.apps.records() if record.id == app_id]
+        return [*told, *self.claimed.items()]
 
     # -- members, peers
 
