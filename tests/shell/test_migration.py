@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.config import MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_TEXT_BYTES
 from chunkstore.vault import Vault
 from gossip.messages import NodeId
 from p2player import errors
@@ -26,6 +27,7 @@ from p2player.proto.handoff.table import End, KillPoint
 from tests.support.migrationmesh import (
     APP,
     BASE,
+    CONFIG,
     Incoming,
     Killed,
     PaperMesh,
@@ -191,6 +193,23 @@ async def test_a_stopped_app_moves_cold_and_stays_stopped(tmp_path: Path, jump: 
         assert (row["state"], row["freeze_s"]) == ("done", 0.0)
         assert where(mesh) == [("b", "stopped", 2)]
         await mesh["b"].apps.start(app)
+
+
+@pytest.mark.parametrize("filling", ['"', "\\", "\t", "\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{GRINNING FACE}"])
+async def test_whatever_can_be_created_can_be_moved(tmp_path: Path, jump: MockClock, filling: str) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        a = mesh["a"]
+        address = "\N{LATIN SMALL LETTER E WITH ACUTE}" * (MAX_ADDRESS_BYTES // 2)
+        config = f"{CONFIG}addresses = [{', '.join([repr(address)] * MAX_ADDRESSES)}]\n# "
+        config += filling * ((MAX_TEXT_BYTES - len(config.encode())) // len(filling.encode()))
+        with pytest.raises(errors.Usage, match="larger than"):
+            await a.apps.create("game", "counter", BASE, APP, config + 4 * "x")
+        app = await a.apps.create("game", "counter", BASE, APP, config)
+        mesh.world.counts[app.id] = 0
+        await a.apps.start(app.id)
+        assert (await move(mesh, "a", "b"))["state"] == "done"
+        await restart(mesh, mesh["b"])  # which reads the record again
+        assert mesh["b"].apps.record(app.id).config == config
 
 
 async def test_several_apps_move_at_once(tmp_path: Path, jump: MockClock) -> None:
