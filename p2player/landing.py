@@ -15,7 +15,7 @@ from chunkstore.errors import BadGroup, CorruptChunk
 from p2player.proto import content_wire as wire
 from p2player.proto.frames import Part, RemoteProtocolError
 
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 4 << 20
 COMMIT_BYTES = 64 << 20
 COMMIT_S = 1.0
 
