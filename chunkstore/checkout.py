@@ -69,7 +69,7 @@ def checkout(
     on from there: what is in it is verified and kept.
 
     Args:
-        content: where the chunks are. It is read from one other thread meanwhile. manifest: the tree. dest:
+        content: where the chunks are. It is read from other threads meanwhile. manifest: the tree. dest:
         absent, or an empty folder. progress: called with bytes done and bytes in total; may raise to cancel.
         reuse: a checkout of an older version on the same filesystem; data of unchanged files is reflinked or
         copied from there

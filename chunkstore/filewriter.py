@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 Files are taken in order of path, which is the order in which an import stored their chunks. A *batch* names
-up to 16 MiB of distinct chunks and the places they go to. While one batch is written, a thread reads the next
-from the content, which may give chunks in any order; two batches are in memory at most. A large file spans
+up to 8 MiB of distinct chunks and the places they go to. While one batch is written, two threads read the next
+ones from the content, which may give chunks in any order; three batches are in memory at most. A large file spans
 many batches and stays open between them.
 
 A file that is there before (left by a killed checkout, or cloned from an older tree) is taken extent by
@@ -13,6 +13,7 @@ lie.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ from chunkstore.leftovers import Leftover, Leftovers
 from chunkstore.progress import Meter
 from chunkstore.tree_errors import ContentMissing, ManifestInvalid, printable, writing
 
-_BATCH_BYTES = 16 << 20
-_PINNED_BYTES = 24 << 20
+_READERS = 2
+_BATCH_BYTES = 8 << 20
+_PINNED_BYTES = 12 << 20
 _BATCH_PIECES = 2048
 _BATCH_WRITES = 16384
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -91,18 +93,17 @@ class FileWriter:
             CheckoutFailed: the system refused.
             ManifestInvalid: a chunk has another length than the manifest says.
         """
-        worker = ThreadPoolExecutor(1, thread_name_prefix="checkout")
+        workers = ThreadPoolExecutor(_READERS, thread_name_prefix="checkout")
         try:
-            ahead: tuple[_Batch, Future[dict[ChunkId, Buffer]]] | None = None
+            ahead: deque[tuple[_Batch, Future[dict[ChunkId, Buffer]]]] = deque()
             for batch in self._batches(files):
-                following = (batch, worker.submit(self._fetch, batch))
-                if ahead is not None:
-                    self._write_batch(*ahead)
-                ahead = following
-            if ahead is not None:
-                self._write_batch(*ahead)
+                ahead.append((batch, workers.submit(self._fetch, batch)))
+                if len(ahead) > _READERS:
+                    self._write_batch(*ahead.popleft())
+            while ahead:
+                self._write_batch(*ahead.popleft())
         finally:
-            worker.shutdown(cancel_futures=True)
+            workers.shutdown(cancel_futures=True)
             self._close()
 
     def _batches(self, files: Iterable[Entry]) -> Iterator[_Batch]:
