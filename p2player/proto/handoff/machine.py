@@ -6,6 +6,7 @@ were durable already; where the shell could not write one, it hands back that re
 record has been said or done. Messages that arrive meanwhile are dropped as if the network had lost them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ def clip(reason: str) -> str:
     return " ".join(reason.split())[:MAX_REASON_CHARS]
 
 
-class Machine:
+class Machine(ABC):
     """The common part; see the module."""
 
     end: End
@@ -107,8 +108,9 @@ class Machine:
             self._held.append(event)
         return self._out
 
+    @abstractmethod
     def _dispatch(self, event: Event) -> None:
-        raise NotImplementedError
+        """Advance by one event, which nothing that was not written stands in the way of."""
 
     def _on_unwritten(self, outputs: tuple[Output, ...]) -> None:
         self._unwritten = outputs

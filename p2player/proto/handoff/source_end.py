@@ -7,6 +7,7 @@ Each is repeated until it succeeds. A commit is said at once, the others when th
 that. When both are done the journal may go (`Forget`).
 """
 
+from abc import abstractmethod
 from dataclasses import replace
 from enum import StrEnum
 
@@ -61,9 +62,9 @@ class SourceEnd(Machine):
         self._act_tries = 0
 
     @property
+    @abstractmethod
     def phase(self) -> Phase:
         """The state of the row."""
-        raise NotImplementedError
 
     @property
     def settled(self) -> bool:
