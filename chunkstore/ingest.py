@@ -5,8 +5,8 @@ Theory of operation
 The importer's thread reads, finds holes, cuts and hashes. Chunks gather in a batch of some MiB; a full batch
 goes to one worker thread, which asks the content what of it is missing, compresses only that, in groups of
 neighbours (which may span batches), and adds it. At most `_BATCHES_AHEAD` batches wait, so memory is bounded
-whatever the tree. The one worker also makes every other call to the content, in order, so that a question is answered after all
-batches before it.
+whatever the tree. The one worker also makes every other call to the content, in order, so that a question is
+answered after all batches before it.
 """
 
 from collections import deque
