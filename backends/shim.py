@@ -222,7 +222,7 @@ class Shim:
             for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
             os.execvpe(spec.argv[0], spec.argv, spec.env)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - a forked child: nothing may leave this function
             text = error.strerror if isinstance(error, OSError) else None
             os.write(failure, f"{spec.argv[0]}: {text or error}".encode(errors="replace"))
         os._exit(127)

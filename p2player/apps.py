@@ -230,9 +230,10 @@ class Apps:
             try:
                 return await app.suspend(layout)
             except AppSuspendFailed as error:
-                if error.running:
-                    await app.after_restore(layout)
-                raise
+                failure = error
+            if failure.running:
+                await app.after_restore(layout)
+            raise failure
 
     async def resume(self, app_id: str) -> Started:
         """Let a suspended application continue here; one that runs is left alone. Then `after_restore` runs.
