@@ -25,6 +25,7 @@ from gossip.messages import NodeId
 from p2player import errors
 from p2player.faults import describe
 from p2player.log import Log
+from p2player.net.link import LinkEstimate
 from p2player.proto.frames import (
     Buffer,
     Cancel,
@@ -60,6 +61,7 @@ class ByteStream(Protocol):
 
     async def receive_some(self, max_bytes: int = ...) -> bytes: ...
     async def send_buffers(self, buffers: Iterable[Buffer]) -> None: ...
+    def link(self) -> LinkEstimate: ...
     async def aclose(self) -> None: ...
 
 
@@ -84,6 +86,10 @@ class Incoming:
     async def send_part(self, header: Mapping[str, Any], payload: Buffer) -> None:
         """Stream one part of the answer; waits while the peer is slow."""
         await self._connection.transmit(Part(self._rid, header, payload))
+
+    def link(self) -> LinkEstimate:
+        """What is known by now of the link that the answer is sent on; worth asking anew every few hundred KiB."""
+        return self._connection.link()
 
 
 Handler = Callable[[Incoming], Awaitable[dict[str, Any]]]
@@ -169,6 +175,10 @@ class Connection:
     def bytes_out(self) -> int:
         """Wire bytes sent so far, TLS included."""
         return self._stream.bytes_out
+
+    def link(self) -> LinkEstimate:
+        """What is known by now of the link that this side sends on."""
+        return self._stream.link()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Exchange hellos, report started, then move messages until either side closes.

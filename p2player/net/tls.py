@@ -32,6 +32,7 @@ from typing import Final
 import trio
 
 from p2player.errors import Unreachable
+from p2player.net.link import UNKNOWN, LinkEstimate, estimate
 
 Buffer = bytes | bytearray | memoryview
 
@@ -259,6 +260,12 @@ class TlsStream(trio.abc.Stream):
     def peer_certificate_der(self) -> bytes | None:
         """The peer's own certificate, verified up to the mesh root; None if it showed none."""
         return self._tls.getpeercert(binary_form=True)
+
+    def link(self) -> LinkEstimate:
+        """What is known of the link that this side sends on."""
+        if self._closed or not isinstance(self._transport, trio.SocketStream):
+            return UNKNOWN
+        return estimate(self._transport.socket)
 
     async def _flush(self, failure: type[TlsError] = TlsError) -> None:
         """Send all ciphertext there is, in order."""

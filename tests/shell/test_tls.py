@@ -14,6 +14,7 @@ from trio.testing import MockClock, check_two_way_stream, lockstep_stream_pair, 
 from p2player.errors import Unreachable
 from p2player.net.contexts import ALPN_JOIN, ALPN_PEER, join_context
 from p2player.net.handshake import accept, connect
+from p2player.net.link import UNKNOWN
 from p2player.net.tls import HandshakeFailed, TlsError, TlsStream, Truncated
 from tests.support.meshes import Mesh, MeshNode
 
@@ -47,6 +48,17 @@ async def shake(
 @asynccontextmanager
 async def joined(nodes: tuple[MeshNode, MeshNode]) -> AsyncIterator[tuple[TlsStream, TlsStream]]:
     client, server = await shake(*memory_stream_pair(), nodes[0].client(), nodes[1].server())
+    async with client, server:
+        yield client, server
+
+
+@asynccontextmanager
+async def over_tcp(nodes: tuple[MeshNode, MeshNode]) -> AsyncIterator[tuple[TlsStream, TlsStream]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        left = socket.create_connection(listener.getsockname())
+        right, _ = listener.accept()
+    near, far = (trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in (left, right))
+    client, server = await shake(near, far, nodes[0].client(), nodes[1].server())
     async with client, server:
         yield client, server
 
@@ -362,3 +374,16 @@ def test_failures_are_both_for_users_and_for_trio() -> None:
         assert issubclass(kind, Unreachable)
         assert issubclass(kind, trio.BrokenResourceError)
         assert kind("x").exit_code == 4
+
+
+async def test_the_link_is_known_over_a_socket_and_unknown_over_anything_else(nodes: tuple[MeshNode, MeshNode]) -> None:
+    async with joined(nodes) as (client, _):
+        assert client.link() == UNKNOWN
+    async with over_tcp(nodes) as (client, server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, BLOB)
+            await receive_all(server, len(BLOB))
+        found = client.link()
+    assert found.rtt_s is not None
+    assert found.bytes_per_s is not None
+    assert client.link() == UNKNOWN

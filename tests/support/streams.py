@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
+from p2player.net.link import UNKNOWN, LinkEstimate
+
 
 class CountedStream:
     """One end of an in-memory connection with the surface of a `TlsStream`."""
@@ -26,6 +28,9 @@ class CountedStream:
     async def send_buffers(self, buffers: Iterable[bytes | bytearray | memoryview]) -> None:
         for buffer in buffers:
             await self.send_all(buffer)
+
+    def link(self) -> LinkEstimate:
+        return UNKNOWN
 
     async def aclose(self) -> None:
         await self._send.aclose()
