@@ -1,7 +1,10 @@
-"""Several nodes on one machine's loopback, each a process of its own: for the demo, the tests and the benchmarks.
+"""Several nodes on one machine, each a process of its own: for the demo, the tests and the benchmarks.
 
 Everything goes through the public command line, as a user's would: `init`, `invite`, `join`, `run`. Nodes are ended by
 pid, and the folder of the mesh is the only place that is written to.
+
+Nodes share the machine's loopback, unless each is put in a network namespace of its own: then `wrap` turns a command
+into one that runs there, and `address` is what the node listens on.
 """
 
 import json
@@ -10,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +24,10 @@ READY = "p2player: ready "
 START_S = 30.0
 STOP_S = 20.0
 COMMAND = (sys.executable, "-m", "p2player")
+LOOPBACK = "127.0.0.1"
+
+Wrap = Callable[[Sequence[str]], list[str]]
+"""Makes of a command the one that runs it elsewhere; the process that is started must become the command."""
 
 
 class LocalNode:
@@ -28,19 +35,23 @@ class LocalNode:
 
     Args:
         launcher: the command that plays the part of `p2player`; tests put one in that kills itself at a given step.
+        wrap: where the node and the commands against it run; here by default.
     """
 
-    def __init__(self, root: Path, name: str, site: str, launcher: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self, root: Path, name: str, site: str, launcher: Sequence[str] = COMMAND, wrap: Wrap = list[str]
+    ) -> None:
         self.name = name
         self.site = site
         self.state = root / name
         self.log_path = root / f"{name}.log"
         self.launcher = tuple(launcher)
+        self.wrap = wrap
         self.process: subprocess.Popen[bytes] | None = None
 
     def cli(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
         """Run one command against this node and return what it said, whatever its exit code."""
-        command = [*COMMAND, "--state-dir", str(self.state), *arguments]
+        command = self.wrap([*COMMAND, "--state-dir", str(self.state), *arguments])
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd="/")
 
     def json(self, *arguments: str, timeout_s: float = 120) -> Any:
@@ -70,7 +81,7 @@ class LocalNode:
         with self.log_path.open("ab") as log:
             offset = log.tell()
             self.process = subprocess.Popen(
-                [*self.launcher, "--state-dir", str(self.state), "run", *options],
+                self.wrap([*self.launcher, "--state-dir", str(self.state), "run", *options]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -107,7 +118,7 @@ class LocalNode:
 
 
 class LocalMesh:
-    """A mesh on loopback in the folder `root`; leaving the block ends every node and every app of it.
+    """A mesh on this machine in the folder `root`; leaving the block ends every node and every app of it.
 
     Args:
         root: an existing, empty folder.
@@ -119,11 +130,25 @@ class LocalMesh:
         self.nodes: dict[str, LocalNode] = {}
 
     def add(
-        self, name: str, site: str = "here", *options: str, run: bool = True, launcher: Sequence[str] = COMMAND
+        self,
+        name: str,
+        site: str = "here",
+        *options: str,
+        run: bool = True,
+        launcher: Sequence[str] = COMMAND,
+        wrap: Wrap = list[str],
+        address: str = LOOPBACK,
     ) -> LocalNode:
-        """Make the mesh with its first node, or join one more; both listen on a free loopback port."""
-        node = LocalNode(self.root, name, site, launcher)
-        place = ("--name", name, "--site", site, "--listen", "127.0.0.1:0")
+        """Make the mesh with its first node, or join one more; both listen on a free port.
+
+        Args:
+            options: of `p2player run`.
+            run: whether to start it.
+            launcher, wrap: as for `LocalNode`.
+            address: what to listen on, where `wrap` leads.
+        """
+        node = LocalNode(self.root, name, site, launcher, wrap)
+        place = ("--name", name, "--site", site, "--listen", f"{address}:0")
         if self.nodes:
             first = next(iter(self.nodes.values()))
             node.must("join", first.must("invite"), *place)

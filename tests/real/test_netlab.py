@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.netlab import Access, Host, Netlab, NetlabUnavailable, Shape, leftovers, tools
+from p2player.localmesh import LocalMesh
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.real, pytest.mark.root]
@@ -185,3 +186,17 @@ def test_shapes_that_cannot_be_are_refused() -> None:
     for wrong in ((0.0, 0.0, 0.0), (1.0, -1.0, 0.0), (1.0, 1.0, 2.0)):
         with pytest.raises(ValueError, match="no link"):
             Shape(*wrong)
+
+
+def test_nodes_live_in_hosts(lab: Netlab, tmp_path: Path) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    lab.link(a, b, Shape(mbit=100, delay_ms=1))
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "mesh").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(os.urandom(1 << 20))
+    with LocalMesh(tmp_path / "mesh") as mesh:
+        one, two = (mesh.add(host.name, wrap=host.command, address=host.address) for host in (a, b))
+        one.must("layer", "add", str(tmp_path / "tree"), "--name", "tree")
+        before = b.counters()
+        two.must("layer", "pull", "tree")
+        assert 1 << 20 < (b.counters() - before).rx_bytes < 2 << 20
