@@ -112,6 +112,10 @@ class Layout:
         lo, hi, size = self._lay(file, table)
         if lo == hi:
             return
+        if self.sums[hi] - self.sums[lo] <= SMALL_GAP_BYTES and all(piece.old < 0 for piece in pieces):
+            window = self._clip(lo, hi, lo)
+            yield from ((piece.want, window) for piece in pieces if piece.want >= 0)
+            return
         ends = _Gap(0, len(pieces), 0, pieces[-1].start + pieces[-1].length, lo, hi, 0, size)
         for gap in self._gaps(ends, self._anchors(file, lo, hi, pieces), pieces):
             if any(piece.want >= 0 for piece in pieces[gap.first : gap.last]):

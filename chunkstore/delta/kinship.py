@@ -53,13 +53,13 @@ class Kinship:
         covered_bytes: of missing chunks that have a window.
     """
 
-    def __init__(self, files: OldFiles) -> None:
-        self.covered_bytes = 0
-        self._files = files
-        self._layout = Layout(files.positions)
-        self._lengths = array("Q")
-        self._lo = array("I")
-        self._hi = array("I")
+    def __init__(self, search: "_Search") -> None:
+        self.covered_bytes = search.covered_bytes
+        self._lengths = search.lengths
+        self._lo = search.lo
+        self._hi = search.hi
+        self._places = search.layout.places
+        self._sums = search.layout.sums
 
     @classmethod
     def between(cls, new: Manifest, old: Manifest, missing: Collection[ChunkId]) -> "Kinship":
@@ -70,46 +70,11 @@ class Kinship:
             old: the layer that is held.
             missing: chunks of `new` that are not held; others get no window.
         """
-        kinship = cls(OldFiles(old, lambda: (entry.path for entry in new.entries)))
-        missing = missing if isinstance(missing, (set, frozenset, dict)) else frozenset(missing)
-        positions: dict[ChunkId, int] = {}
+        search = _Search(new, old, missing)
         for entry in new.entries:
             if entry.table:
-                kinship._take(entry, positions, missing)
-        return kinship
-
-    def _take(self, entry: Entry, positions: dict[ChunkId, int], missing: Collection[ChunkId]) -> None:
-        """Number the chunks of the next file, and find windows for those that have none."""
-        wants: set[int] = set()
-        for length, chunk in EXTENT.iter_unpack(entry.table):
-            if length > 0:
-                position = positions.setdefault(chunk, len(positions))
-                if position == len(self._lengths):
-                    self._lengths.append(length)
-                    self._lo.append(0)
-                    self._hi.append(0)
-                if chunk in missing and not self._hi[position]:
-                    wants.add(position)
-        if wants:
-            self._find(entry, positions, wants)
-
-    def _find(self, entry: Entry, positions: dict[ChunkId, int], wants: set[int]) -> None:
-        known = self._files.positions
-        pieces: list[Piece] = []
-        at = 0
-        for length, chunk in EXTENT.iter_unpack(entry.table):
-            if length > 0:
-                position = positions[chunk]
-                pieces.append(Piece(at, length, known.get(chunk, -1), position if position in wants else -1))
-                wants.discard(position)
-            at += abs(length)
-        file = self._files.relative(entry, [piece.old for piece in pieces if piece.old >= 0])
-        if file is None:
-            return
-        for want, (lo, hi) in self._layout.face(file, self._files.files[file].table, pieces):
-            if lo < hi:
-                self._lo[want], self._hi[want] = lo, hi
-                self.covered_bytes += self._lengths[want]
+                search.take(entry)
+        return cls(search)
 
     def window(self, position: int) -> tuple[int, ...]:
         """The old positions that the chunk at a new position is compared with, in the old file's order.
@@ -120,7 +85,7 @@ class Kinship:
         Raises:
             IndexError: the new layer has no such position.
         """
-        return tuple(dict.fromkeys(self._layout.places[self._lo[position] : self._hi[position]]))
+        return tuple(dict.fromkeys(self._places[self._lo[position] : self._hi[position]]))
 
     def units(self, wants: Sequence[int]) -> list[Unit]:
         """Cut wanted positions into units.
@@ -133,7 +98,7 @@ class Kinship:
         """
         units: list[Unit] = []
         taken: list[int] = []
-        relative = _Union(self._layout.sums)
+        relative = _Union(self._sums)
         size = 0
         for want in wants:
             lo, hi, length = self._lo[want], self._hi[want], self._lengths[want]
@@ -143,14 +108,67 @@ class Kinship:
                 or bool(relative.ranges) != (lo < hi)
                 or not relative.fits(lo, hi)
             ):
-                units.append(Unit(tuple(taken), relative.positions(self._layout.places)))
-                taken, relative, size = [], _Union(self._layout.sums), 0
+                units.append(Unit(tuple(taken), relative.positions(self._places)))
+                taken, relative, size = [], _Union(self._sums), 0
             taken.append(want)
             size += length
             relative.add(lo, hi)
         if taken:
-            units.append(Unit(tuple(taken), relative.positions(self._layout.places)))
+            units.append(Unit(tuple(taken), relative.positions(self._places)))
         return units
+
+
+class _Search:
+    """Numbers the chunks of a new layer file by file, and finds a window for each missing one.
+
+    Attributes:
+        lengths: bytes of the chunk at each position.
+        lo, hi: each window as a range of the layout's places; `hi` is 0 where there is none.
+        covered_bytes: of chunks with a window.
+    """
+
+    def __init__(self, new: Manifest, old: Manifest, missing: Collection[ChunkId]) -> None:
+        self.lengths = array("Q")
+        self.lo = array("I")
+        self.hi = array("I")
+        self.covered_bytes = 0
+        self._missing = missing if isinstance(missing, (set, frozenset, dict)) else frozenset(missing)
+        self._positions: dict[ChunkId, int] = {}
+        self._files = OldFiles(old, lambda: (entry.path for entry in new.entries))
+        self.layout = Layout(self._files.positions)
+
+    def take(self, entry: Entry) -> None:
+        """Go on with the next file."""
+        wants: set[int] = set()
+        for length, chunk in EXTENT.iter_unpack(entry.table):
+            if length > 0:
+                position = self._positions.setdefault(chunk, len(self._positions))
+                if position == len(self.lengths):
+                    self.lengths.append(length)
+                    self.lo.append(0)
+                    self.hi.append(0)
+                if chunk in self._missing and not self.hi[position]:
+                    wants.add(position)
+        if wants:
+            self._find(entry, wants)
+
+    def _find(self, entry: Entry, wants: set[int]) -> None:
+        known = self._files.positions
+        pieces: list[Piece] = []
+        at = 0
+        for length, chunk in EXTENT.iter_unpack(entry.table):
+            if length > 0:
+                position = self._positions[ChunkId(chunk)]
+                pieces.append(Piece(at, length, known.get(ChunkId(chunk), -1), position if position in wants else -1))
+                wants.discard(position)
+            at += abs(length)
+        file = self._files.relative(entry, [piece.old for piece in pieces if piece.old >= 0])
+        if file is None:
+            return
+        for want, (lo, hi) in self.layout.face(file, self._files.files[file].table, pieces):
+            if lo < hi:
+                self.lo[want], self.hi[want] = lo, hi
+                self.covered_bytes += self.lengths[want]
 
 
 class _Union:

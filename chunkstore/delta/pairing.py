@@ -18,7 +18,7 @@ costs bytes, since digests decide on every result.
 
 import re
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -29,8 +29,6 @@ from chunkstore.manifest import Manifest
 
 _GOOD_SHARE: Final = 1 / 8
 _VERSION = re.compile(rb"[0-9a-f]{8,}|[0-9]+(?:[.\-_~+][0-9]+)*")
-
-_Pool = dict[bytes, list[tuple[int, int]]]
 
 
 def without_versions(path: bytes) -> bytes:
@@ -56,7 +54,7 @@ class OldFiles:
         self._homes = array("I")
         self._by_path: dict[bytes, int] = {}
         self._kept = kept
-        self._names: tuple[_Pool, _Pool, _Pool] | None = None
+        self._names: list[_Names] = []
         positions = self.positions
         for entry in old.entries:
             if entry.table:
@@ -108,34 +106,47 @@ class OldFiles:
         return best, votes
 
     def _named_alike(self, entry: Entry) -> int | None:
-        if self._names is None:
-            self._names = self._index_names()
-        for pool, key in zip(
-            self._names, (without_versions(entry.path), entry.name, without_versions(entry.name)), strict=True
-        ):
-            if found := pool.get(key):
-                return _closest(found, entry.size)
+        size = entry.size
+        for rank, (key, only_gone) in enumerate(_KEYS):
+            if rank == len(self._names):
+                self._names.append(self._index(key, only_gone))
+            found = self._names[rank].closest(key(entry), size)
+            if found is not None:
+                return found
         return None
 
-    def _index_names(self) -> tuple[_Pool, _Pool, _Pool]:
-        """Files by path without versions; those whose path is gone by name, and by name without versions."""
-        kept = frozenset(self._kept())
-        paths: _Pool = {}
-        names: _Pool = {}
-        bare: _Pool = {}
-        for file, entry in enumerate(self.files):
-            sized = (entry.size, file)
-            paths.setdefault(without_versions(entry.path), []).append(sized)
-            if entry.path not in kept:
-                names.setdefault(entry.name, []).append(sized)
-                bare.setdefault(without_versions(entry.name), []).append(sized)
-        for pool in (paths, names, bare):
-            for found in pool.values():
-                found.sort()
-        return paths, names, bare
+    def _index(self, key: Callable[[Entry], bytes], only_gone: bool) -> "_Names":
+        kept = frozenset(self._kept()) if only_gone else frozenset()
+        return _Names((key(entry), entry.size, file) for file, entry in enumerate(self.files) if entry.path not in kept)
 
 
-def _closest(found: list[tuple[int, int]], size: int) -> int:
-    """Of files sorted by size, the one nearest in size."""
-    at = bisect_left(found, (size, 0))
-    return min(found[max(0, at - 1) : at + 1], key=lambda sized: abs(sized[0] - size))[1]
+_KEYS: Final[tuple[tuple[Callable[[Entry], bytes], bool], ...]] = (
+    (lambda entry: without_versions(entry.path), False),
+    (lambda entry: entry.name, True),
+    (lambda entry: without_versions(entry.name), True),
+)
+"""What names are compared by, one after the other, and whether only with those of paths that are gone."""
+
+
+class _Names:
+    """Files by a name and the closest size; of the names their hashes are kept, 20 bytes a file.
+
+    Args:
+        rows: (name, size in bytes, file).
+    """
+
+    def __init__(self, rows: Iterable[tuple[bytes, int, int]]) -> None:
+        ordered = sorted((hash(name), size, file) for name, size, file in rows)
+        self._hashes = array("q", (row[0] for row in ordered))
+        self._sizes = array("Q", (row[1] for row in ordered))
+        self._files = array("I", (row[2] for row in ordered))
+
+    def closest(self, name: bytes, size: int) -> int | None:
+        """The file of that name which is nearest in size; of two, the smaller one."""
+        lo = bisect_left(self._hashes, hash(name))
+        hi = bisect_right(self._hashes, hash(name), lo)
+        if lo == hi:
+            return None
+        at = bisect_left(self._sizes, size, lo, hi)
+        near = range(max(lo, at - 1), min(hi, at + 1))
+        return self._files[min(near, key=lambda index: abs(self._sizes[index] - size))]
