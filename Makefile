@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ASYNC_OPTIONAL := ASYNC114,ASYNC124,ASYNC128,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 STAMP := $(VENV)/.setup-stamp
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench bench-sync bench-sync-quick clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,20 @@ check: setup
 
 bench: setup
 	@$(BIN)/python -m bench
+
+# What the benchmarks need beside: Debian packages (as root; elsewhere it says which), and matplotlib.
+BENCH_STAMP := $(VENV)/.bench-stamp
+
+$(BENCH_STAMP): $(STAMP) scripts/bench-packages.sh
+	@sh scripts/bench-packages.sh
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+bench-sync: $(BENCH_STAMP)
+	@$(BIN)/python -m bench.sync $(ARGS)
+
+bench-sync-quick: $(BENCH_STAMP)
+	@$(BIN)/python -m bench.sync --quick $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

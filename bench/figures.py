@@ -62,6 +62,20 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def spell_bytes(count: float) -> str:
+    """An amount for people, in powers of 1000: `17 B`, `3.2 KB`, `104 MB`."""
+    for unit in ("B", "KB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def spell_s(seconds_: float) -> str:
+    """A duration for people."""
+    return f"{seconds_:.2f} s" if seconds_ < 9.995 else f"{seconds_:.1f} s"
+
+
 def show(cases: list[Case], singles: list[Single], notes: list[str]) -> None:
     """Print one table."""
     table = Table(title="p2player beside rsync over ssh", title_justify="left")
