@@ -130,6 +130,11 @@ class Index:
         with self.read() as db:
             return {row[0] for row in select_in(db, "SELECT id FROM chunks WHERE id IN ({})", ids)}
 
+    def smallest(self, count: int) -> list[ChunkId]:
+        """The first `count` ids in bytewise order of those that have a row; costs no more than these rows."""
+        with self.read() as db:
+            return [row[0] for row in db.execute("SELECT id FROM chunks ORDER BY id LIMIT ?", (count,))]
+
     def locate(self, ids: Iterable[ChunkId]) -> dict[Place, tuple[int, set[ChunkId]]]:
         """Where chunks lie, in order: place -> size of the record there, and those of `ids` that it holds."""
         found: dict[Place, tuple[int, set[ChunkId]]] = {}

@@ -7,6 +7,8 @@ import reads it once more.
 """
 
 import os
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,8 +17,16 @@ import msgpack
 from chunkstore.digest import ChunkId, chunk_id
 from chunkstore.entries import EXTENT, Xattrs, unpack_extents
 
-_VERSION = 1
-_RACY_NS = 2_000_000_000
+RACY_NS = 2_000_000_000
+"""A time that lies no longer back than this does not tell one write from the next."""
+
+_VERSION = 2
+"""Of the payloads, and of how files are cut: raise it when either changes, and everything is read once more."""
+
+
+def scope(key: bytes | None) -> bytes:
+    """What memories hold for: ids depend on the content's key, and which attributes are visible on who asks."""
+    return chunk_id(b"stat cache %d %d" % (_VERSION, os.geteuid()), key)
 
 
 class StatCache(Protocol):
@@ -31,10 +41,14 @@ class StatCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What a regular file held when it was read: its extents (see `entries`) and extended attributes."""
+    """What a regular file held when it was read: its extents (see `entries`) and extended attributes.
+
+    `cut_by` names what else than the file decided where it was cut; empty where nothing did.
+    """
 
     table: bytes
     xattrs: Xattrs
+    cut_by: bytes = b""
 
     @property
     def chunk_ids(self) -> set[ChunkId]:
@@ -46,8 +60,7 @@ class Recall:
     """Encodes and judges payloads for imports under one key of content."""
 
     def __init__(self, key: bytes | None) -> None:
-        # Ids depend on the content's key, and which attributes are visible on who asks.
-        self._scope = chunk_id(b"stat cache %d %d" % (_VERSION, os.geteuid()), key)
+        self._scope = scope(key)
 
     def payload(self, status: os.stat_result, file: Remembered, read_at_ns: int) -> bytes | None:
         """What to remember of a file, or None where its times are too young to be trusted.
@@ -57,16 +70,16 @@ class Recall:
             file: what was read.
             read_at_ns: wall clock just before the read.
         """
-        if max(status.st_mtime_ns, status.st_ctime_ns) > read_at_ns - _RACY_NS:
+        if max(status.st_mtime_ns, status.st_ctime_ns) > read_at_ns - RACY_NS:
             return None
         stamp = (self._scope, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        payload: bytes = msgpack.packb((*stamp, file.xattrs, file.table), use_bin_type=True)
+        payload: bytes = msgpack.packb((*stamp, file.cut_by, file.xattrs, file.table), use_bin_type=True)
         return payload
 
     def match(self, status: os.stat_result, payload: bytes) -> Remembered | None:
         """What the file still holds, or None if it changed or the payload is not one of ours."""
         try:
-            scope, size, mtime_ns, ctime_ns, xattrs, table = msgpack.unpackb(payload, use_list=False)
+            scope, size, mtime_ns, ctime_ns, cut_by, xattrs, table = msgpack.unpackb(payload, use_list=False)
         except (ValueError, TypeError, msgpack.UnpackException):
             return None
         if (scope, size, mtime_ns, ctime_ns) != (
@@ -76,6 +89,34 @@ class Recall:
             status.st_ctime_ns,
         ):
             return None
-        if type(table) is not bytes or len(table) % EXTENT.size or type(xattrs) is not tuple:
+        if (
+            type(table) is not bytes
+            or len(table) % EXTENT.size
+            or type(xattrs) is not tuple
+            or type(cut_by) is not bytes
+        ):
             return None
-        return Remembered(table, xattrs)
+        return Remembered(table, xattrs, cut_by)
+
+
+class Memory:
+    """A stat cache, if there is one, as one import uses it."""
+
+    def __init__(self, key: bytes | None, cache: StatCache | None, clock_ns: Callable[[], int]) -> None:
+        self._recall = Recall(key)
+        self._cache = cache
+        self.clock_ns = clock_ns
+
+    def propose(self, status: os.stat_result) -> Remembered | None:
+        """What this file held when it was last read, if it has not changed since."""
+        if self._cache is None or not stat.S_ISREG(status.st_mode):
+            return None
+        payload = self._cache.cached(status.st_dev, status.st_ino)
+        return None if payload is None else self._recall.match(status, payload)
+
+    def keep(self, status: os.stat_result, file: Remembered, read_at_ns: int) -> None:
+        """Remember what was read, unless its times are too young."""
+        if self._cache is not None:
+            payload = self._recall.payload(status, file, read_at_ns)
+            if payload is not None:
+                self._cache.remember(status.st_dev, status.st_ino, payload)

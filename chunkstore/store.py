@@ -321,6 +321,10 @@ class ChunkStore:
         missing = self.missing(chunks)
         return {name: length for name, length in chunks.items() if name in missing}
 
+    def smallest(self, count: int) -> list[ChunkId]:
+        """The first `count` ids in bytewise order of all chunks here, manifests' included: a sketch's sample."""
+        return self._index.smallest(count)
+
     # -- protection and care
 
     def lease(self, ids: Iterable[ChunkId], ttl_s: float, owner: str) -> None:

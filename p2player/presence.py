@@ -1,7 +1,8 @@
-"""What this node tells the mesh of itself: layers held, free disk, load, apps; published when it changes.
+"""What this node tells the mesh of itself: layers held, a sketch of all chunks, free disk, load, apps; when it changes.
 
 Whoever changes something calls `changed()` and goes on, or awaits `publish()` where the change should be on its way
-before an answer is given. Counting what is held asks the store, so changes are gathered for a moment first.
+before an answer is given. Counting what is held asks the store, so changes are gathered for a moment first. The sketch
+costs a look at its 64 rows, however many chunks there are, as the store keeps them in order of id.
 
 A change counts as told when a record was begun after it. So `publish` clears the mark that `changed` sets before it
 looks at anything: what changes meanwhile marks it again, and `run` publishes once more.
@@ -19,6 +20,7 @@ from chunkstore.store import ChunkStore
 from gossip.errors import GossipError
 from gossip.inventory import AppRow, Holding
 from gossip.ledger import Ledger
+from gossip.sketch import DEFAULT_K, sketch
 from p2player.faults import describe
 from p2player.log import Log
 
@@ -83,7 +85,7 @@ class Presence:
             self._announce()
 
     async def _publish(self) -> bool:
-        holdings = await trio.to_thread.run_sync(self._holdings)
+        holdings, sample = await trio.to_thread.run_sync(self._look)
         disk = os.statvfs(self._store_root)
         now = time.time()
         told = self._ledger.publish_inventory(
@@ -92,6 +94,7 @@ class Presence:
             load=os.getloadavg()[0] / (os.cpu_count() or 1),
             labels=self._labels,
             apps=self._apps(),
+            sketch=sample,
             now=now,
         )
         self._warn_of(self._ledger.untold)
@@ -104,13 +107,14 @@ class Presence:
                 self._log.warning("not told to the mesh", what=what, error=why)
         self._warned = frozenset(untold)
 
-    def _holdings(self) -> dict[bytes, Holding]:
+    def _look(self) -> tuple[dict[bytes, Holding], bytes]:
+        """How much of each layer is in the store, and a sketch of all chunks; for a worker thread."""
         holdings: dict[bytes, Holding] = {}
         for record in self._store.layers():
             have, total = self._store.holding(record.id)
             if record.held or have:
                 holdings[record.id] = Holding(have, total, record.size)
-        return holdings
+        return holdings, sketch(self._store.smallest(DEFAULT_K))
 
     async def run(self) -> None:
         """Publish at every change, and now and then without one, since disk and load change by themselves."""

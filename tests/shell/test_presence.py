@@ -12,9 +12,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from chunkstore.errors import StoreError
 from chunkstore.store import ChunkStore
 from gossip.inventory import AppRow
+from gossip.sketch import DEFAULT_K, sketch
 from p2player.log import Log
 from p2player.presence import GATHER_S, REFRESH_S, RETRY_S, Presence
 from tests.support import ledgers
+from tests.support.content import add_each, make_chunks, put_layer
 
 APP = AppRow("ab" * 16, "shop", "process", "running", 1, ledgers.layer(1), ledgers.layer(2), ("10.0.0.7:80",))
 
@@ -150,3 +152,15 @@ async def test_without_a_change_it_looks_now_and_then(site: Site, autojump_clock
         await trio.sleep(REFRESH_S)
         assert site.told() == (APP,)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_sketch_of_all_chunks_is_told(site: Site) -> None:
+    await site.presence.publish()
+    assert site.ledger.inventories()[site.ledger.node].sketch == b""
+    chunks = make_chunks(1, 2 * DEFAULT_K, 100)
+    add_each(site.store, chunks, 8)
+    put_layer(site.store, chunks)
+    await site.presence.publish()
+    told = site.ledger.inventories()[site.ledger.node].sketch
+    manifests = [chunk for record in site.store.layers() for chunk in record.manifest_chunks]
+    assert told == sketch([*(name for name, _ in chunks), *manifests])

@@ -120,6 +120,13 @@ def test_stats(store: ChunkStore) -> None:
     assert stats.free_bytes > 0
 
 
+def test_the_smallest_ids_come_in_order(store: ChunkStore) -> None:
+    assert store.smallest(8) == []
+    store.add(groups_of(CHUNKS, 10))
+    assert store.smallest(8) == sorted(name for name, _ in CHUNKS)[:8]
+    assert len(store.smallest(1000)) == len(CHUNKS)
+
+
 def test_a_reserve_is_kept(tmp_path: Path) -> None:
     with ChunkStore.open(tmp_path / "full", reserve_bytes=1 << 60) as store:
         with pytest.raises(DiskFull):
