@@ -162,7 +162,7 @@ class _Search:
                 pieces.append(Piece(at, length, known.get(ChunkId(chunk), -1), position if position in wants else -1))
                 wants.discard(position)
             at += abs(length)
-        file = self._files.relative(entry, [piece.old for piece in pieces if piece.old >= 0])
+        file = self._files.relative(entry, at, [piece.old for piece in pieces if piece.old >= 0])
         if file is None:
             return
         for want, (lo, hi) in self.layout.face(file, self._files.files[file].table, pieces):

@@ -67,15 +67,16 @@ class OldFiles:
             elif entry.kind is Kind.HARDLINK and (first := self._by_path.get(entry.target)) is not None:
                 self._by_path[entry.path] = first
 
-    def relative(self, entry: Entry, common: Sequence[int]) -> int | None:
+    def relative(self, entry: Entry, size: int, common: Sequence[int]) -> int | None:
         """The old file that `entry` of the new layer most likely came from.
 
         Args:
+            size: the entry's, in bytes.
             common: for each of the entry's chunks that the old layer has, its old position.
         """
         same = self._by_path.get(entry.path)
-        if same is not None and not common:
-            return same
+        if not common:
+            return self._named_alike(entry, size) if same is None else same
         shared = Counter(map(self._homes.__getitem__, common))
         if same is not None and (same in shared or self._shares(same, common)):
             return same
@@ -84,7 +85,7 @@ class OldFiles:
             return best
         if same is not None:
             return same
-        named = self._named_alike(entry)
+        named = self._named_alike(entry, size)
         return best if named is None else named
 
     def _shares(self, file: int, common: Sequence[int]) -> bool:
@@ -105,8 +106,7 @@ class OldFiles:
                 best = file if best is None else best
         return best, votes
 
-    def _named_alike(self, entry: Entry) -> int | None:
-        size = entry.size
+    def _named_alike(self, entry: Entry, size: int) -> int | None:
         for rank, (key, only_gone) in enumerate(_KEYS):
             if rank == len(self._names):
                 self._names.append(self._index(key, only_gone))
@@ -143,10 +143,13 @@ class _Names:
 
     def closest(self, name: bytes, size: int) -> int | None:
         """The file of that name which is nearest in size; of two, the smaller one."""
-        lo = bisect_left(self._hashes, hash(name))
-        hi = bisect_right(self._hashes, hash(name), lo)
-        if lo == hi:
+        key = hash(name)
+        lo = bisect_left(self._hashes, key)
+        if lo == len(self._hashes) or self._hashes[lo] != key:
             return None
+        hi = bisect_right(self._hashes, key, lo)
+        if hi - lo == 1:
+            return self._files[lo]
         at = bisect_left(self._sizes, size, lo, hi)
         near = range(max(lo, at - 1), min(hi, at + 1))
         return self._files[min(near, key=lambda index: abs(self._sizes[index] - size))]
