@@ -13,7 +13,7 @@ from types import FrameType
 
 import click
 
-from bench.data import CASES, DEFAULT_WORK, Pair, Spoiled, Unavailable, make
+from bench.data import CASES, DEFAULT_WORK, Pair, Spoiled, Unavailable, make, workshop
 
 _ZSTD = ("-z", "--compress-choice=zstd")
 
@@ -39,6 +39,8 @@ def main(names: tuple[str, ...], work: str, size_mb: int | None, rsync: bool) ->
             continue
         took = time.monotonic() - begin
         print(f"{name:14} {pair.files:6} files {pair.size / 1e6:8.1f} MB  made in {took:.1f} s", flush=True)
+        known = workshop.noted(Path(work), name, CASES[name].variant(size_mb))
+        print(f"{'':14} {', '.join(f'{key} {value}' for key, value in known.items()) or 'no facts'}", flush=True)
         if rsync:
             for options in ((), _ZSTD, *(((("-B", "4096"), ("-B", "4096", *_ZSTD))) if pair.image else ())):
                 text = " ".join(options) or "defaults"

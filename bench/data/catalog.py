@@ -10,17 +10,17 @@ from bench.data.pair import Maker, Pair
 DEFAULT_WORK = Path("/var/tmp/p2player-bench")
 
 _CASES = {
-    "cold-tree": Maker(trees.cold, 300),
-    "cold-file": Maker(files.cold, 256),
-    "edits": Maker(files.edits, 256),
-    "renamed": Maker(trees.renamed, 300),
-    "releases": Maker(releases.build, 120),
+    "cold-tree": Maker(trees.cold, trees.FULL_MB),
+    "cold-file": Maker(files.cold, files.TAR_MB),
+    "edits": Maker(files.edits, files.TAR_MB),
+    "renamed": Maker(trees.renamed, trees.FULL_MB),
+    "releases": Maker(releases.build, releases.FULL_MB),
     "log": Maker(files.log, 200),
     "sqlite": Maker(database.build, 200, image=True),
-    "ext4": Maker(disks.build, 256, image=True),
-    "vm-saves": Maker(machines.build, 160, image=True),
-    "process-dumps": Maker(processes.build, 200, image=True),
-    "noop": Maker(None, 300, same="cold-tree"),
+    "ext4": Maker(disks.build, 256, image=True, least_mb=disks.LEAST_MB),
+    "vm-saves": Maker(machines.build, machines.GUEST_MB, image=True, least_mb=machines.LEAST_MB),
+    "process-dumps": Maker(processes.build, 200, image=True, least_mb=16),
+    "noop": Maker(None, trees.FULL_MB, same="cold-tree"),
 }
 CASES: Mapping[str, Maker] = MappingProxyType(_CASES)
 
@@ -31,8 +31,8 @@ def make(name: str, work: Path = DEFAULT_WORK, size_mb: int | None = None) -> Pa
     Args:
         name: one of `CASES`.
         work: kept between calls; the caller's to remove.
-        size_mb: a smaller variant, for slow links; None for the full size. The trees and images come out at most this
-            large (up to one file or package). A guest needs 96 MB of memory, so `vm-saves` does not get smaller.
+        size_mb: a variant of about this size, for slow links, but never smaller than the case's least; None for the
+            full size. For `vm-saves` it is the guest's memory.
 
     Raises:
         Unavailable: the machine lacks something.
@@ -41,10 +41,8 @@ def make(name: str, work: Path = DEFAULT_WORK, size_mb: int | None = None) -> Pa
 
     An interrupt ends what was started and leaves no pair.
     """
-    maker = CASES[name]
-    wanted = None if size_mb is None or size_mb >= maker.size_mb else size_mb
-    found = workshop.finished(work, name, wanted)
+    found = workshop.finished(work, name, CASES[name].variant(size_mb))
     if found is not None:
         return found
     with workshop.opened(work, _CASES) as shop:
-        return shop.pair(name, wanted)
+        return shop.pair(name, size_mb)

@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,22 @@ def cold(workshop: Workshop, folder: Path, size_mb: int) -> Facts:
     target = folder / "new" / "usr.tar"
     _copy_part(_tar(workshop) / "usr.tar", target, 0, size_mb * MB)
     os.utime(target, (NEW_TIME_S, NEW_TIME_S))
-    return {}
+    ratio = compressibility(target)
+    check(0.05 <= ratio <= 0.95, f"cold-file: compresses to {ratio:.2f}")
+    return {"compresses_to": round(ratio, 3)}
+
+
+def compressibility(path: Path, samples: int = 64, sample_bytes: int = 32768) -> float:
+    """Share of its size that a file compresses to, estimated by samples."""
+    size = path.stat().st_size
+    raw = packed = 0
+    with path.open("rb") as file:
+        for number in range(samples):
+            file.seek(max(0, size - sample_bytes) * number // samples)
+            data = file.read(sample_bytes)
+            raw += len(data)
+            packed += len(zlib.compress(data, 1))
+    return packed / max(1, raw)
 
 
 def edits(workshop: Workshop, folder: Path, size_mb: int) -> Facts:

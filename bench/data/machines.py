@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +22,9 @@ from bench.data.workshop import Workshop
 SUITE = "bookworm"
 KERNEL = "linux-image-cloud-amd64"
 GUEST_MB = 160
-SMALLEST_MB = 96
+LEAST_MB = 96
 GAP_S = 10
+LONGEST_SOCKET = 107
 START_S = 30.0
 BOOT_S = 120.0
 MAGIC = b"LibvirtQemudSave"
@@ -70,18 +70,17 @@ wait
 
 
 def build(workshop: Workshop, folder: Path, size_mb: int) -> Facts:
-    """Boot, save, restore, let it run for ten seconds, save again; end it all."""
+    """Boot a guest with `size_mb` of memory, save, restore, let it run for ten seconds, save again; end it all."""
     contained.need_root("libvirtd runs in namespaces of its own")
     contained.need("libvirtd", "virtlogd", "virsh", "qemu-system-x86_64", "busybox")
-    guest_mb = GUEST_MB if size_mb >= GUEST_MB else SMALLEST_MB
     guest = workshop.ingredient("guest", lambda place: _make_guest(workshop, place))
     saves = [folder / side / "vm.save" for side in ("old", "new")]
     for path in saves:
         path.parent.mkdir()
-    with _node() as node:
+    with _node(workshop.scratch("node")) as node:
         serial = node.folder / "serial"
         definition = node.folder / "guest.xml"
-        definition.write_text(_domain(guest, guest_mb, serial))
+        definition.write_text(_domain(guest, size_mb, serial))
         node.virsh("create", str(definition))
         node.wait_for_ticks(serial, 4)
         node.virsh("save", "bench", str(saves[0]))
@@ -95,13 +94,13 @@ def build(workshop: Workshop, folder: Path, size_mb: int) -> Facts:
     for path, size in zip(saves, sizes, strict=True):
         with path.open("rb") as save:
             check(save.read(len(MAGIC)) == MAGIC, f"vm-saves: {path.name} is no save of libvirt")
-        check(size >= guest_mb * MB // 4, f"vm-saves: {path.name} has {size} bytes only")
+        check(size >= size_mb * MB // 4, f"vm-saves: {path.name} has {size} bytes only")
     check(saves[0].read_bytes() != saves[1].read_bytes(), "vm-saves: both are the same")
     for path, when in zip(saves, (OLD_TIME_S, NEW_TIME_S), strict=True):
         os.chown(path, 0, 0)
         path.chmod(0o600)
         os.utime(path, (when, when))
-    return {"guest_mb": guest_mb, "ticks_between": after - before, "old_bytes": sizes[0]}
+    return {"guest_mb": size_mb, "ticks_between": after - before, "old_bytes": sizes[0]}
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,11 @@ class _Node:
 
 
 @contextmanager
-def _node() -> Iterator[_Node]:
-    # A short path: the socket's must not be longer than 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="p2player-vm-", dir="/var/tmp"))
+def _node(folder: Path) -> Iterator[_Node]:
+    """A libvirtd that lives in an empty folder, which is removed with it."""
+    socket = folder / "run/libvirt/libvirt-sock"
+    if len(os.fsencode(socket)) > LONGEST_SOCKET:
+        raise Unavailable(f"the work folder's path is too long for a socket: {socket}")
     try:
         for name in ("run", "lib", "cache", "log"):
             (folder / name).mkdir()
@@ -140,7 +141,7 @@ def _node() -> Iterator[_Node]:
         daemons = [contained.find(name) or name for name in ("virtlogd", "libvirtd")]
         with contained.running(["sh", "-c", _NODE, "sh", str(folder), *daemons], log, network=False) as process:
             deadline = time.monotonic() + START_S
-            while not (folder / "run/libvirt/libvirt-sock").is_socket():
+            while not socket.is_socket():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise Unavailable(f"libvirtd did not start: {contained.tail(log)}")
                 time.sleep(0.05)

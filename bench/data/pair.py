@@ -56,6 +56,7 @@ class Maker:
         build: called with the workshop, an empty folder and a size in MB; makes `new` and, unless cold, `old` in it
             and returns facts for the pair's manifest.
         size_mb: the case's full size; a smaller one may be asked for.
+        least_mb: no variant is smaller.
         image: see `Pair.image`.
         same: the no-op: `old` is `new`, which is the pair of this other case.
     """
@@ -64,6 +65,11 @@ class Maker:
     size_mb: int
     image: bool = False
     same: str | None = None
+    least_mb: int = 1
+
+    def variant(self, size_mb: int | None) -> int | None:
+        """The size that is made when `size_mb` is asked for; None for the full one."""
+        return None if size_mb is None or size_mb >= self.size_mb else max(size_mb, self.least_mb)
 
 
 def measure(folder: Path) -> tuple[int, int]:

@@ -35,7 +35,7 @@ def build(workshop: Workshop, folder: Path, size_mb: int) -> Facts:
     for leftover in (status, folder / "dump.log"):
         leftover.unlink(missing_ok=True)
     fresh, pages = fresh_pages(folder / "old", folder / "new")
-    check(pages * PAGE_BYTES >= 0.7 * size_mb * MB, f"process-dumps: {pages} pages only")
+    check(pages * PAGE_BYTES >= 0.8 * size_mb * MB, f"process-dumps: {pages} pages only")
     check(0.005 <= fresh / pages <= 0.5, f"process-dumps: {fresh} of {pages} pages changed")
     return {"records": first, "updated_records": second, "pages": pages, "fresh_pages": fresh}
 

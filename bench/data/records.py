@@ -36,10 +36,11 @@ def update(records: dict[int, dict[str, object]], rng: random.Random) -> int:
     return len(chosen)
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in use."""
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * 4096
+def anonymous_bytes() -> int:
+    """Memory of this process that is in use and no part of a file: what a dump holds."""
+    with open("/proc/self/status") as status:
+        (line,) = (line for line in status if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
 
 
 def tell(status: str, text: str) -> None:
@@ -55,8 +56,8 @@ def main() -> None:
     status, wanted = sys.argv[1], int(sys.argv[2])
     rng = random.Random(20240304)
     records: dict[int, dict[str, object]] = {}
-    while resident_bytes() < wanted:
-        for _ in range(500):
+    while anonymous_bytes() < wanted:
+        for _ in range(200):
             records[len(records)] = fresh(len(records), rng)
     tell(status, f"ready {len(records)}")
     while True:

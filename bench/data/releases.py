@@ -4,7 +4,8 @@ Debian's suite and its security updates hold two versions of the same upstream r
 together from such packages, the older versions in `old` and the younger ones in `new`.
 """
 
-import shutil
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench.data.debs import Archive
@@ -12,6 +13,7 @@ from bench.data.pair import MB, Facts, check, measure
 from bench.data.workshop import Workshop
 
 SUITES = ("bookworm", "bookworm-updates", "bookworm-security")
+FULL_MB = 120
 PACKAGES = (
     "libpython3.11-minimal",
     "python3.11-minimal",
@@ -40,30 +42,41 @@ PACKAGES = (
 
 
 def build(workshop: Workshop, folder: Path, size_mb: int) -> Facts:
-    """Unpack pairs of versions below `old` and `new` until the new tree has nearly `size_mb`."""
+    """Lay pairs of versions below `old` and `new` until the new tree has nearly `size_mb`."""
+    unpacked = workshop.ingredient("packages", lambda place: _unpack(workshop, place))
+    sizes = {package: measure(unpacked / package / "new")[1] for package in PACKAGES if (unpacked / package).is_dir()}
+    chosen = choose(sizes, size_mb * MB)
+    check(bool(chosen), "releases: no package of this size has two versions in the archive")
+    for side in ("old", "new"):
+        (folder / side).mkdir()
+        for package in chosen:
+            subprocess.run(["cp", "-a", f"{unpacked / package / side}/.", str(folder / side)], check=True)
+    changed = changed_files(folder / "old", folder / "new")
+    total = sum(sizes[package] for package in chosen)
+    full = size_mb >= FULL_MB
+    check(changed >= (1000 if full else 1), f"releases: {changed} changed files only")
+    check(not full or total >= 0.75 * FULL_MB * MB, f"releases: {total} bytes only")
+    return {"packages": len(chosen), "changed_files": changed, "files_before": measure(folder / "old")[0]}
+
+
+def choose(sizes: Mapping[str, int], limit_bytes: int) -> list[str]:
+    """The packages in their order, each that still fits."""
+    chosen, total = [], 0
+    for package, size in sizes.items():
+        if total + size <= limit_bytes:
+            chosen.append(package)
+            total += size
+    return chosen
+
+
+def _unpack(workshop: Workshop, place: Path) -> None:
+    """Unpack the two youngest versions of each package that has two."""
     archive = Archive.of(workshop, *SUITES)
-    old, new, trial = folder / "old", folder / "new", folder / "trial"
-    old.mkdir()
-    new.mkdir()
-    total = used = 0
     for package in PACKAGES:
         versions = archive.versions(package)
-        if len(versions) < 2:
-            continue
-        archive.unpack(package, versions[-1], trial)
-        size = measure(trial)[1]
-        shutil.rmtree(trial)
-        if total + size > size_mb * MB:
-            continue
-        archive.unpack(package, versions[-2], old)
-        archive.unpack(package, versions[-1], new)
-        total, used = total + size, used + 1
-    check(used > 0, "releases: no package of this size has two versions in the archive")
-    changed = changed_files(old, new)
-    full = size_mb >= 120
-    check(changed >= (1000 if full else 1), f"releases: {changed} changed files only")
-    check(not full or total >= 90 * MB, f"releases: {total} bytes only")
-    return {"packages": used, "changed_files": changed, "files_before": measure(old)[0]}
+        if len(versions) >= 2:
+            archive.unpack(package, versions[-2], place / package / "old")
+            archive.unpack(package, versions[-1], place / package / "new")
 
 
 def changed_files(old: Path, new: Path) -> int:

@@ -23,7 +23,7 @@ class Workshop:
     def pair(self, name: str, size_mb: int | None) -> Pair:
         """The data of a case, made now if it is not there."""
         maker = self._cases[name]
-        size_mb = None if size_mb is None or size_mb >= maker.size_mb else size_mb
+        size_mb = maker.variant(size_mb)
         found = finished(self.path, name, size_mb)
         if found is not None:
             return found
@@ -36,13 +36,8 @@ class Workshop:
             return made
         build = maker.build
         assert build is not None
-        facts: dict[str, int | float | str] = {}
-
-        def fill(folder: Path) -> None:
-            facts.update(build(self, folder, size_mb or maker.size_mb))
-
         with self._making(self._place(name, size_mb)) as folder:
-            fill(folder)
+            facts = build(self, folder, size_mb or maker.size_mb)
             check((folder / "new").is_dir(), f"{name}: nothing was made")
             files, size = measure(folder / "new")
             check(files > 0, f"{name}: no files were made")
@@ -111,7 +106,7 @@ def finished(work: Path, name: str, size_mb: int | None) -> Pair | None:
     return pair if new.is_dir() and (pair.old is None or pair.old.is_dir()) else None
 
 
-def facts(work: Path, name: str, size_mb: int | None) -> Facts:
+def noted(work: Path, name: str, size_mb: int | None) -> Facts:
     """What the maker found out about a finished pair."""
     found: Facts = json.loads((work / folder_name(name, size_mb) / MANIFEST).read_text())["facts"]
     return found
