@@ -25,12 +25,14 @@ class Copy:
         seconds: of the whole command.
         node_s: what the node says of it.
         wire: what went through the host's access link meanwhile.
+        cpu_s: processor time of the node meanwhile.
         sources: bytes of content by holder.
     """
 
     seconds: float
     node_s: float
     wire: Counters
+    cpu_s: float
     sources: Mapping[str, int]
 
 
@@ -124,16 +126,24 @@ class Starfield:
         Raises:
             Failed: a pull failed.
         """
-        before = {node.name: self.counters(node) for node in nodes}
+        before = {node.name: (self.counters(node), _cpu_s(node)) for node in nodes}
         started = time.perf_counter()
 
         def pull(node: LocalNode) -> Copy:
             row = node.json("layer", "pull", self.layer[:16])
             seconds = time.perf_counter() - started
-            return Copy(seconds, row["seconds"], self.counters(node) - before[node.name], row["sources"])
+            wire, cpu_s = before[node.name]
+            return Copy(seconds, row["seconds"], self.counters(node) - wire, _cpu_s(node) - cpu_s, row["sources"])
 
         with ThreadPoolExecutor(len(nodes)) as pool:
             pulls = [pool.submit(pull, node) for node in nodes]
             if meanwhile is not None:
                 meanwhile()
             return [running.result() for running in pulls]
+
+
+def _cpu_s(node: LocalNode) -> float:
+    """Processor time of a node so far, all its threads, user and system."""
+    assert node.process is not None
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

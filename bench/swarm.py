@@ -101,6 +101,7 @@ def _row(copy: Copy) -> dict[str, object]:
         "node_s": copy.node_s,
         "rx_bytes": copy.wire.rx_bytes,
         "tx_bytes": copy.wire.tx_bytes,
+        "cpu_s": round(copy.cpu_s, 2),
         "sources": dict(copy.sources),
     }
 

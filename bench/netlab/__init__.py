@@ -12,7 +12,8 @@ those of the machine. A link without delay is a pair of veth devices, each with 
 with delay is a pair of TAP devices and a process between them (`bench.wire`), because not every kernel has netem.
 Switches are bridges in namespaces of their own.
 
-Rates are of Ethernet frames, so TCP gets about 95 % of them. `Host.counters` counts frames too. Queues in front of a
+Rates are of Ethernet frames, so TCP gets about 95 % of them. `Host.counters` counts frames too: on links of less than
+50 Mbit/s exactly, on faster ones but for the headers inside TCP super-packets (see `bench.wire`). Queues in front of a
 rate hold max(one round trip, 20 ms, 256 KB) and drop what does not fit, with and without delay.
 
 Names of namespaces carry the pid and the start time of the process that made them. Leaving the block deletes them with

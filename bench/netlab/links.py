@@ -13,7 +13,6 @@ from bench.netlab import leftovers, tools
 
 BURST_S = 0.004
 BURST_MIN_BYTES = 8_000
-UNCUT_MBIT = 100.0
 READY_S = 20.0
 STOP_S = 5.0
 
@@ -97,8 +96,7 @@ def _lay_veth(cable: Cable) -> None:
         limit = wire.queue_bytes(shape.mbit, 0) + burst
         bucket = ("rate", f"{int(shape.mbit * 1_000_000)}bit", "burst", f"{burst}b", "limit", f"{limit}b")
         tools.run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", *bucket)
-        if shape.mbit <= UNCUT_MBIT:  # one frame a segment: counters are exact, and the processor can afford it
-            tools.run("ip", "-n", namespace, "link", "set", device, "gso_max_segs", "1")
+        _limit_super_packets(namespace, device, shape)
 
 
 def _lay_wire(cables: Sequence[Cable]) -> subprocess.Popen[str]:
@@ -118,9 +116,14 @@ def _lay_wire(cables: Sequence[Cable]) -> subprocess.Popen[str]:
         raise tools.NetlabUnavailable(f"the wire did not start: {process.communicate()[1].strip()[-500:]}")
     for cable in cables:
         for (namespace, device), shape in ((cable.a, cable.there), (cable.b, cable.back)):
-            if size := wire.super_packet_bytes(shape.mbit):
-                tools.run("ip", "-n", namespace, "link", "set", device, "gso_max_size", str(size))
+            _limit_super_packets(namespace, device, shape)
     return process
+
+
+def _limit_super_packets(namespace: str, device: str, shape: Shape) -> None:
+    size = wire.super_packet_bytes(shape.mbit)
+    limit = ("gso_max_size", str(size)) if size else ("gso_max_segs", "1")
+    tools.run("ip", "-n", namespace, "link", "set", device, *limit)
 
 
 def _describe(cable: Cable) -> dict[str, object]:
