@@ -21,6 +21,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Final
 
 from chunkstore.digest import ChunkId
@@ -28,6 +29,7 @@ from chunkstore.entries import EXTENT, Entry, Kind
 from chunkstore.manifest import Manifest
 
 _GOOD_SHARE: Final = 1 / 8
+_SEARCHED: Final = 64
 _VERSION = re.compile(rb"[0-9a-f]{8,}|[0-9]+(?:[.\-_~+][0-9]+)*")
 
 
@@ -89,11 +91,10 @@ class OldFiles:
         return best if named is None else named
 
     def _shares(self, file: int, common: Sequence[int]) -> bool:
+        """Whether any of these chunks is in a file; of a large one only the beginning is searched."""
         wanted = set(common)
-        return any(
-            length > 0 and self.positions[ChunkId(chunk)] in wanted
-            for length, chunk in EXTENT.iter_unpack(self.files[file].table)
-        )
+        searched = islice(EXTENT.iter_unpack(self.files[file].table), _SEARCHED + 4 * len(common))
+        return any(length > 0 and self.positions[ChunkId(chunk)] in wanted for length, chunk in searched)
 
     def _most(self, shared: Counter[int], entry: Entry) -> tuple[int | None, int]:
         """The file with most votes, and how many; of several, one with the entry's name."""

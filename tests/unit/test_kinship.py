@@ -255,6 +255,11 @@ def _hostile(shape: str, count: int) -> tuple[Manifest, Manifest]:
     if shape == "one large relative of many":
         small = (file(f"n{at}", even([0, at, f"n{at}"], 8)) for at in numbers[: count // 3])
         return tree(*small), tree(file("f", even(numbers, 8)))
+    if shape == "names of one large file":
+        names = [f"n{at}" for at in range(count // 3)]
+        links = (Entry(name.encode(), Kind.HARDLINK, target=b"f") for name in names)
+        new = (file(name, even(["common", f"new {name}"], 8)) for name in names)
+        return tree(*new), tree(file("e", even(["common"], 8)), file("f", even(numbers, 8)), *links)
     if shape == "one name":
         return (
             tree(*(file(f"n{at}/f", even([name], 8)) for at, name in enumerate(fresh))),
@@ -263,7 +268,10 @@ def _hostile(shape: str, count: int) -> tuple[Manifest, Manifest]:
     return tree(file("f", even(fresh, 8))), tree(file("f", even(numbers, 8)))
 
 
-@pytest.mark.parametrize("shape", ["repeats", "backwards", "one large relative of many", "one name", "no anchors"])
+@pytest.mark.parametrize(
+    "shape",
+    ["repeats", "backwards", "one large relative of many", "names of one large file", "one name", "no anchors"],
+)
 def test_hostile_manifests_cost_time_in_proportion(shape: str) -> None:
     small = _cost_s(*_hostile(shape, 2_000))
     large = _cost_s(*_hostile(shape, 16_000))
