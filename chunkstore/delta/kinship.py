@@ -87,6 +87,14 @@ class Kinship:
         """
         return tuple(dict.fromkeys(self._places[self._lo[position] : self._hi[position]]))
 
+    def covers(self, position: int) -> bool:
+        """Whether the chunk at a new position has a window; costs less than to make it.
+
+        Raises:
+            IndexError: the new layer has no such position.
+        """
+        return self._hi[position] > 0
+
     def units(self, wants: Sequence[int]) -> list[Unit]:
         """Cut wanted positions into units.
 

@@ -34,6 +34,7 @@ def test_windows_and_units_keep_their_bounds(new: Manifest, old: Manifest, data:
         assert sum(held[old_position][1] for old_position in window) <= RELATIVE_BYTES
         assert not window or chunk in missing
         assert _in_one_file(old, {held[old_position][0] for old_position in window})
+        assert kinship.covers(position) == bool(window)
         covered += length if window else 0
     assert kinship.covered_bytes == covered
 
