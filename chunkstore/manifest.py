@@ -18,7 +18,7 @@ from chunkstore.manifest_codec import MAX_MANIFEST_BYTES, decode_rows, encode_ro
 from chunkstore.tree_errors import ManifestInvalid, printable
 from chunkstore.treecheck import check_entries
 
-__all__ = ["Entry", "Extent", "Kind", "Manifest", "load", "pack_extents", "unpack_extents"]
+__all__ = ["Entry", "Extent", "Kind", "Manifest", "load", "load_encoded", "pack_extents", "unpack_extents"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,12 @@ class Manifest:
 
 
 def load(content: Content, manifest_chunks: Sequence[ChunkId], layer: LayerId) -> Manifest:
-    """Read a layer's manifest from its chunks and verify it.
+    """Read a layer's manifest from its chunks, verify and decode it; arguments and errors as of `load_encoded`."""
+    return Manifest.decode(load_encoded(content, manifest_chunks, layer))
+
+
+def load_encoded(content: Content, manifest_chunks: Sequence[ChunkId], layer: LayerId) -> bytes:
+    """Read the encoding of a layer's manifest from its chunks and verify it.
 
     Args:
         content: where the chunks are.
@@ -117,4 +122,4 @@ def load(content: Content, manifest_chunks: Sequence[ChunkId], layer: LayerId) -
     pieces.clear()
     if layer_id(encoded, content.key) != layer:
         raise ManifestInvalid(f"layer {layer.hex()[:16]}: the manifest has another digest")
-    return Manifest.decode(encoded)
+    return encoded

@@ -4,7 +4,7 @@ Verifying and storing is done in worker threads, in batches of `BATCH_BYTES`; di
 event loop and each other. A kill costs at most what was not committed, and that only where the content says so.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 import trio
 
@@ -53,22 +53,39 @@ class Landing:
         batch, size = list[Group](), 0
         async for part in parts:
             group = wire.read_group(part.header, part.payload)
-            for chunk, length in zip(group.ids, group.lengths, strict=True):
-                if chunk not in due or length != self._wants[chunk]:
-                    raise RemoteProtocolError("a chunk that was not asked for, or of another length")
-                due.remove(chunk)
+            self.expect(group, due)
             batch.append(group)
             size += group.raw_bytes
             if size >= BATCH_BYTES:
-                landed(await self._keep(batch))
+                landed(await self.keep(batch))
                 batch, size = [], 0
         if batch:
-            landed(await self._keep(batch))
+            landed(await self.keep(batch))
 
-    async def _keep(self, groups: Sequence[Group]) -> Mapping[ChunkId, int]:
-        chunks = await trio.to_thread.run_sync(verify_and_add, self._content, groups, limiter=self._threads)
-        self._uncommitted_bytes += sum(chunks.values())
-        return chunks
+    def expect(self, group: Group, due: set[ChunkId]) -> None:
+        """Take the chunks of a group off what is due.
+
+        Raises:
+            RemoteProtocolError: one of them is not, or has another length than it should.
+        """
+        for chunk, length in zip(group.ids, group.lengths, strict=True):
+            if chunk not in due or length != self._wants[chunk]:
+                raise RemoteProtocolError("a chunk that was not asked for, or of another length")
+            due.remove(chunk)
+
+    async def keep(self, groups: Sequence[Group]) -> Mapping[ChunkId, int]:
+        """Verify groups and store them; the chunks, as they are told to `Landed`. Raises as `receive`."""
+        return self.kept(await trio.to_thread.run_sync(verify_and_add, self._content, groups, limiter=self._threads))
+
+    def kept(self, chunks: Iterable[ChunkId]) -> Mapping[ChunkId, int]:
+        """Some chunks were stored: their lengths."""
+        lengths = {chunk: self._wants[chunk] for chunk in chunks}
+        self._uncommitted_bytes += sum(lengths.values())
+        return lengths
+
+    def size_of(self, chunks: Iterable[ChunkId]) -> int:
+        """Bytes of some wanted chunks together."""
+        return sum(self._wants[chunk] for chunk in chunks)
 
     @property
     def commit_due(self) -> bool:

@@ -22,9 +22,10 @@ from chunkstore.manifest import Manifest, load
 from chunkstore.manifest_diff import Difference, diff
 from chunkstore.reserving import Reserving
 from chunkstore.sniff import SourceKind, sniff
-from chunkstore.store import ChunkStore
+from chunkstore.store import ChunkStore, LayerRecord
 from chunkstore.tarfiles import import_tar
 from chunkstore.tree_errors import printable
+from chunkstore.treerecall import Survey, recall_held, remember, survey
 from gossip.catalog import NameTaken
 from gossip.ledger import Ledger
 from gossip.sketch import sketch
@@ -84,6 +85,8 @@ class Layers(LayerListing):
     ) -> dict[str, Any]:
         """Import the folder or tar file `path` as a layer and bind `name` to it.
 
+        A folder that is still the layer that it was costs its `stat`s, and nobody is told anew.
+
         Raises:
             NotFound: there is no such path.
             Refused: another node owns the name; or the path is of a sort that is not supported.
@@ -91,33 +94,47 @@ class Layers(LayerListing):
         started = time.monotonic()
         checked: Kind = "base" if kind == "base" else "app"
         self._check_owner(name, takeover)
-        importer = await trio.to_thread.run_sync(_importer_for, path, self._store)
-        progress = operation.thread_progress(f"importing {path}")
-        read = partial(importer, path=path, progress=progress)
-        imported = await trio.to_thread.run_sync(self._import, read)
+        seen, record = await trio.to_thread.run_sync(_look, self._store, path)
+        if record is None:
+            importer = await trio.to_thread.run_sync(_importer_for, path, self._store)
+            progress = operation.thread_progress(f"importing {path}")
+            record = await trio.to_thread.run_sync(self._import, partial(importer, path=path, progress=progress))
+            await trio.to_thread.run_sync(remember, self._store, seen, record.id)
+        if not self._is_told(name, record.id, checked):
+            await self._tell_added(name, record, checked, takeover)
+        return {
+            "id": record.id.hex(),
+            "name": name,
+            "size": record.size,
+            "chunks": record.chunks,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+
+    def _is_told(self, name: str, layer: LayerId, kind: Kind) -> bool:
+        """Whether the mesh knows already that this is what the name means, and that this node has it."""
+        entry = self._ledger.catalog().get(name)
+        told = self._ledger.inventories().get(self._mesh.me)
+        holding = None if told is None else told.layers.get(layer)
+        bound = entry is not None and (entry.owner, entry.layer, entry.kind) == (self._mesh.me, layer, kind)
+        return bound and holding is not None and holding.whole
+
+    async def _tell_added(self, name: str, record: LayerRecord, kind: Kind, takeover: bool) -> None:
         try:
             self._ledger.bind(
                 name,
-                imported.layer_id,
-                kind=checked,
-                size=imported.size,
-                chunks=imported.chunks,
+                record.id,
+                kind=kind,
+                size=record.size,
+                chunks=record.chunks,
                 takeover=takeover,
-                sketch=await trio.to_thread.run_sync(sketch, imported.manifest.chunks()),
+                sketch=await trio.to_thread.run_sync(_sketch, self._store, record.id),
                 now=time.time(),
             )
         except NameTaken as error:
             raise self._name_taken(error) from None
         await self._presence.publish()
-        self._events.emit("layer.added", id=imported.layer_id.hex(), name=name, size=imported.size)
-        self._log.info("layer added", name=name, layer=imported.layer_id.hex()[:16], bytes=imported.size)
-        return {
-            "id": imported.layer_id.hex(),
-            "name": name,
-            "size": imported.size,
-            "chunks": imported.chunks,
-            "seconds": round(time.monotonic() - started, 3),
-        }
+        self._events.emit("layer.added", id=record.id.hex(), name=name, size=record.size)
+        self._log.info("layer added", name=name, layer=record.id.hex()[:16], bytes=record.size)
 
     def _check_owner(self, name: str, takeover: bool) -> None:
         """Refuse a name before anything is read for it."""
@@ -129,7 +146,7 @@ class Layers(LayerListing):
         owner = self._mesh.name_of(error.owner)
         return errors.Refused(f"the name {error.name} belongs to node {owner}; --takeover takes it over")
 
-    def _import(self, read: Callable[[Reserving], Imported]) -> Imported:
+    def _import(self, read: Callable[[Reserving], Imported]) -> LayerRecord:
         """Read a source and record it as a layer; in a worker thread.
 
         What was here before is reserved meanwhile. A new chunk may still be collected in an import of hours: then what
@@ -147,8 +164,9 @@ class Layers(LayerListing):
                 )
             self._store.commit()
             have, total = self._store.holding(imported.layer_id)
-            if have == total:
-                return imported
+            record = self._store.layer(imported.layer_id)
+            if have == total and record is not None:
+                return record
         raise errors.Failed("chunks of the layer vanished while it was imported")
 
     async def pull(self, ref: str, *, operation: Operation) -> dict[str, Any]:
@@ -323,6 +341,16 @@ def _entries(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise errors.Refused(f"{directory} is not a folder")
     return list(directory.iterdir())
+
+
+def _look(store: ChunkStore, path: Path) -> tuple[Survey | None, LayerRecord | None]:
+    """How a folder looks, and the layer that it still is, if that is held here; for a worker thread."""
+    seen = survey(path)
+    return seen, recall_held(store, seen)
+
+
+def _sketch(store: ChunkStore, layer: LayerId) -> bytes:
+    return sketch(store.layer_chunks(layer))
 
 
 def _importer_for(path: Path, store: ChunkStore) -> Callable[..., Imported]:

@@ -1,25 +1,30 @@
-"""Bring a layer's manifest here: ask holders for the list of its chunks, fetch those, believe the digest alone.
+"""Bring a layer's manifest here: ask a holder for it and believe its digest alone.
 
-The list itself proves nothing, so whoever gave one that does not lead to the layer's manifest is not asked again, and
-the next holder is. Holders are asked one after the other; one that is slow to answer is joined by the next, and the
-first answer counts, so that a dead one costs `STAGGER_S` and not its whole time-out.
+A manifest of an ordinary size comes in one answer, as a delta of an older one where both ends have that. Of a larger
+one, the holder tells the list of its chunks, and those that are not here are fetched from all holders. A list proves
+nothing; so whoever gave one that does not lead to the layer's manifest is not asked again, and the next holder is.
+Holders are asked one after the other; one that is slow to answer is joined by the next, and the first answer counts, so
+that a dead one costs `STAGGER_S` and not its whole time-out.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 
 import trio
 
-from chunkstore.digest import ChunkId, LayerId
-from chunkstore.errors import ChunkMissing
-from chunkstore.manifest import load
+from chunkstore.chunker import MANIFEST, cut
+from chunkstore.codec import decompress, decompress_against, pack_all
+from chunkstore.digest import ChunkId, LayerId, chunk_id, layer_id
+from chunkstore.errors import BadGroup, ChunkMissing
+from chunkstore.manifest import Manifest, load, load_encoded
 from chunkstore.store import ChunkStore
 from chunkstore.tree_errors import ManifestInvalid
 from gossip.messages import NodeId
 from p2player import errors
 from p2player.proto import content_wire as wire
+from p2player.proto import delta_wire
 from p2player.proto.frames import RemoteProtocolError
 from p2player.proto.roster import HolderHint, Roster
 from p2player.swarming import PATIENCE_S, POLL_S, Holders, Job, Lease, Session
@@ -34,13 +39,15 @@ Run = Callable[[Job, Holders], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the store needs to know of a layer; the arguments of `ChunkStore.put_layer`."""
+    """What the store needs to know of a layer: the arguments of `ChunkStore.put_layer`. The manifest itself only where
+    it was read just now."""
 
     layer: LayerId
     size: int
     manifest_chunks: tuple[ChunkId, ...]
     manifest_size: int
     content: Mapping[ChunkId, int]
+    manifest: Manifest | None = None
 
     def put(self, store: ChunkStore) -> None:
         """Record the layer as wanted here."""
@@ -62,16 +69,25 @@ class ManifestHunt:
     Args:
         lease: a data session with a node, for the length of a block.
         run: fetches a job's chunks from holders.
+        bases: layers whose manifests are here, and that resemble this one.
     """
 
     def __init__(
-        self, store: ChunkStore, layer: LayerId, holders: Holders, lease: Lease, run: Run, rng: Random
+        self,
+        store: ChunkStore,
+        layer: LayerId,
+        holders: Holders,
+        lease: Lease,
+        run: Run,
+        rng: Random,
+        bases: Sequence[LayerId] = (),
     ) -> None:
         self._store = store
         self._layer = layer
         self._holders = holders
         self._lease = lease
         self._run = run
+        self._bases = bases
         self._roster = Roster(AT_A_TIME, rng)
         self._label = f"layer {layer.hex()[:16]}"
         self._errors: dict[NodeId, errors.P2PlayerError] = {}
@@ -87,19 +103,19 @@ class ManifestHunt:
             Refused: the disk is full.
         """
         while True:
-            node, listed = await self._first_list()
+            node, found = await self._first_answer()
             try:
-                return await self._gather(listed)
+                return await (self._keep(found) if isinstance(found, bytes) else self._gather(found))
             except errors.Refused:
                 raise
             except errors.P2PlayerError as error:
                 self._ended(node, error, ban=True)
 
-    # The list
+    # The first answer
 
-    async def _first_list(self) -> tuple[NodeId, wire.Listed]:
-        """Ask holders for the list until one has it."""
-        found: list[tuple[NodeId, wire.Listed]] = []
+    async def _first_answer(self) -> tuple[NodeId, "bytes | wire.Listed"]:
+        """Ask holders until one has the manifest: its encoding, or the list of its chunks."""
+        found: list[tuple[NodeId, bytes | wire.Listed]] = []
         failure: errors.P2PlayerError | None = None
         started_at = next_at = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -122,15 +138,33 @@ class ManifestHunt:
             raise failure
         return found[0]
 
-    async def _ask(self, hint: HolderHint, found: list[tuple[NodeId, wire.Listed]]) -> None:
+    async def _ask(self, hint: HolderHint, found: list[tuple[NodeId, "bytes | wire.Listed"]]) -> None:
         try:
             async with self._lease(hint.node) as session:
-                found.append((hint.node, await self._list(session)))
+                try:
+                    answer: bytes | wire.Listed = await self._whole(session)
+                except (errors.Refused, errors.Usage):  # too large for that, or an older version
+                    answer = await self._list(session)
+                found.append((hint.node, answer))
             self._news.set()
         except RemoteProtocolError as error:
             self._ended(hint.node, errors.Integrity(f"{self._label}: {error}"), ban=True)
         except errors.P2PlayerError as error:
             self._ended(hint.node, error, ban=not isinstance(error, errors.Unreachable))
+
+    async def _whole(self, session: Session) -> bytes:
+        """One holder's encoding of the manifest; not verified."""
+        frame = bytearray()
+        with trio.move_on_after(LIST_S):
+            body = delta_wire.manifest_ask(wire.SHARED, self._layer, self._bases)
+            async with session.stream(delta_wire.LAYER_DELTA, body) as parts:
+                async for part in parts:
+                    frame += part.payload
+                    if len(frame) > delta_wire.MAX_MANIFEST_FRAME_BYTES:
+                        raise RemoteProtocolError("a manifest that is too large for one answer")
+                basis = delta_wire.read_manifest_reply(parts.reply, self._bases)
+            return await trio.to_thread.run_sync(_expand, self._store, bytes(frame), basis)
+        raise errors.Unreachable(f"{self._label}: its manifest did not come within {LIST_S:g} s")
 
     async def _list(self, session: Session) -> wire.Listed:
         """All pages of one holder's list."""
@@ -160,7 +194,10 @@ class ManifestHunt:
                     return kind(f"{self._label}: its manifest cannot be had: {error.message}")
         return errors.NotFound(f"{self._label}: no peer that can be reached has it")
 
-    # The chunks
+    # The manifest
+
+    async def _keep(self, encoded: bytes) -> Description:
+        return await trio.to_thread.run_sync(_store_encoded, self._store, self._layer, encoded)
 
     async def _gather(self, listed: wire.Listed) -> Description:
         wants = dict(listed)
@@ -178,8 +215,39 @@ def _describe(store: ChunkStore, layer: LayerId, ids: tuple[ChunkId, ...], size:
     """Read, verify and decode the manifest; for a worker thread."""
     try:
         manifest = load(store, ids, layer)
-        return Description(layer, manifest.size, ids, size, manifest.chunks())
+        return Description(layer, manifest.size, ids, size, manifest.chunks(), manifest)
     except ManifestInvalid as error:
         raise errors.Integrity(str(error)) from None
     except ChunkMissing as error:
         raise errors.NotFound(str(error)) from None
+
+
+def _expand(store: ChunkStore, frame: bytes, basis: LayerId | None) -> bytes:
+    """Undo the compression of a manifest; for a worker thread."""
+    try:
+        if basis is None:
+            return decompress(frame, delta_wire.MAX_WHOLE_MANIFEST_BYTES)
+        record = store.layer(basis)
+        if record is None:
+            raise errors.NotFound(f"layer {basis.hex()[:16]} is gone from this node")
+        old = load_encoded(store, record.manifest_chunks, basis)
+        return decompress_against(frame, old, delta_wire.MAX_WHOLE_MANIFEST_BYTES)
+    except BadGroup as error:
+        raise RemoteProtocolError(str(error)) from None
+    except (ChunkMissing, ManifestInvalid) as error:
+        raise errors.NotFound(str(error)) from None
+
+
+def _store_encoded(store: ChunkStore, layer: LayerId, encoded: bytes) -> Description:
+    """Verify a manifest and keep its chunks; for a worker thread."""
+    if layer_id(encoded) != layer:
+        raise errors.Integrity(f"layer {layer.hex()[:16]}: the manifest has another digest")
+    try:
+        manifest = Manifest.decode(encoded)
+    except ManifestInvalid as error:
+        raise errors.Integrity(str(error)) from None
+    pieces = [(chunk_id(piece), piece) for piece in cut(encoded, MANIFEST)]
+    missing = store.missing(chunk for chunk, _ in pieces)
+    store.add(pack_all((chunk, piece) for chunk, piece in pieces if chunk in missing))
+    ids = tuple(chunk for chunk, _ in pieces)
+    return Description(layer, manifest.size, ids, len(encoded), manifest.chunks(), manifest)

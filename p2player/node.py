@@ -54,6 +54,7 @@ from p2player.net.shaping import Shaper
 from p2player.operations import Operations
 from p2player.presence import Presence
 from p2player.proto.joining import MemberRow
+from p2player.relatives import HeldRelatives
 from p2player.remembered import Remembered
 from p2player.renewal import Renewal, renew_at_start
 from p2player.serving import Serving
@@ -192,7 +193,7 @@ class Node:
     def _make_services(self, store: ChunkStore, ledger: Ledger, remembered: Remembered) -> None:
         settings, log, events, mesh, pool = self.settings, self.log, self.events, self.mesh, self.pool
         serving = Serving(store)
-        transfers = Transfers(store, pool)
+        transfers = Transfers(store, pool, relatives=HeldRelatives(store, ledger))
         self._presence = presence = Presence(
             ledger,
             store,

@@ -11,22 +11,25 @@ to everybody else it does not exist.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import trio
 
-from chunkstore.codec import Group, take
-from chunkstore.content import Content
+from chunkstore.codec import Group
 from chunkstore.digest import ChunkId, LayerId
-from chunkstore.errors import BadGroup, LayerUnknown
+from chunkstore.errors import LayerUnknown
 from chunkstore.store import ChunkStore
 from gossip.messages import NodeId
 from p2player import errors
 from p2player.net.connection import Handler, Incoming
+from p2player.outflow import exact_groups, outflow_rate
+from p2player.patch_serving import PatchServing
 from p2player.proto import content_wire as wire
 from p2player.proto.frames import RemoteProtocolError
+from p2player.sources import SharedLayers, Source
 
 READ_BYTES = 2 << 20
 AT_A_TIME = 2
@@ -40,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Exposed:
-    content: Content
+    source: Source
     peer: NodeId
 
 
@@ -57,9 +60,6 @@ class Serving:
 
     Args:
         store: the shared content.
-
-    Attributes:
-        bytes_served: payload bytes that were sent to peers since the start.
     """
 
     def __init__(self, store: ChunkStore) -> None:
@@ -67,8 +67,16 @@ class Serving:
         self._exposed: dict[str, _Exposed] = {}
         self._turns: dict[NodeId, _Turn] = {}
         self._promises = _Promises(store)
+        layers = SharedLayers(store)
+        self._shared = Source(store, layers.chunks_of, layers.manifest_of)
+        self._patches = PatchServing(self._source, self._in_turn)
         self._threads = trio.CapacityLimiter(THREADS)
-        self.bytes_served = 0
+        self._bytes_served = 0
+
+    @property
+    def bytes_served(self) -> int:
+        """Payload bytes that were sent to peers since the start."""
+        return self._bytes_served + self._patches.bytes_served
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -77,6 +85,7 @@ class Serving:
             wire.LAYER_MANIFEST: self.layer_manifest,
             wire.LAYER_HAVE: self.layer_have,
             wire.CHUNKS_WANT: self.chunks_want,
+            **self._patches.handlers,
         }
 
     @property
@@ -84,11 +93,11 @@ class Serving:
         """Requests for chunks in work or waiting, for each one that can be worked on at a time; 0 is idle."""
         return sum(turn.requests for turn in self._turns.values()) / THREADS
 
-    def expose(self, scope: str, content: Content, peer: NodeId) -> None:
-        """Let `peer`, and nobody else, read `content` under the name `scope`."""
+    def expose(self, scope: str, source: Source, peer: NodeId) -> None:
+        """Let `peer`, and nobody else, read what `source` has under the name `scope`."""
         if not 0 < len(scope) <= wire.MAX_SCOPE_CHARS:
             raise ValueError("a scope is a short, non-empty text")
-        self._exposed[scope] = _Exposed(content, peer)
+        self._exposed[scope] = _Exposed(source, peer)
 
     def withdraw(self, scope: str) -> None:
         """End `expose`; requests under way end with the groups that they have read."""
@@ -123,38 +132,44 @@ class Serving:
         """
         scope, ids = _read(wire.read_want, call.body)
         peer = NodeId(call.peer)
-        self._content(scope, peer)
+        self._source(scope, peer)
+        async with self._in_turn(peer):
+            sent = await self._send(call, scope, ids)
+        return {"missing": len(set(ids)) - sent}
+
+    @asynccontextmanager
+    async def _in_turn(self, peer: NodeId) -> AsyncIterator[None]:
+        """Wait until one more of this peer's requests may be worked on, and work on it in the block."""
         turn = self._turns.setdefault(peer, _Turn())
         turn.requests += 1
         try:
             async with turn.limiter:
-                sent = await self._send(call, scope, ids)
+                yield
         finally:
             turn.requests -= 1
             if not turn.requests:
                 del self._turns[peer]
-        return {"missing": len(set(ids)) - sent}
 
     async def _send(self, call: Incoming, scope: str, ids: Sequence[ChunkId]) -> int:
         """Send groups until there are no more, or the scope is withdrawn; how many chunks went."""
         peer = NodeId(call.peer)
-        groups = exact_groups(self._content(scope, peer), ids)
+        groups = exact_groups(self._source(scope, peer).content, ids, outflow_rate(call.link()))
         sent = 0
         while batch := await trio.to_thread.run_sync(_next_batch, groups, limiter=self._threads):
-            self._content(scope, peer)
+            self._source(scope, peer)
             for group in batch:
                 await call.send_part(wire.group_header(group), group.payload)
-                self.bytes_served += len(group.payload)
+                self._bytes_served += len(group.payload)
                 sent += len(group.ids)
         return sent
 
-    def _content(self, scope: str, peer: NodeId) -> Content:
+    def _source(self, scope: str, peer: NodeId) -> Source:
         if scope == wire.SHARED:
-            return self._store
+            return self._shared
         exposed = self._exposed.get(scope)
         if exposed is None or exposed.peer != peer:
             raise errors.NotFound("there is no such content")
-        return exposed.content
+        return exposed.source
 
     def _manifest(self, layer: LayerId, start: int) -> tuple[int, list[tuple[ChunkId, int]]]:
         record = self._store.layer(layer)
@@ -230,18 +245,6 @@ def _marked(chunks: Iterable[ChunkId], bitmap: int) -> Iterator[ChunkId]:
             break
         if marks[at >> 3] >> (at & 7) & 1:
             yield chunk
-
-
-def exact_groups(content: Content, ids: Sequence[ChunkId]) -> Iterator[Group]:
-    """Groups of what is here of `ids`, and of nothing else: what comes along in stored groups is cut off."""
-    wanted = set(ids)
-    for group in content.groups(ids):
-        try:
-            kept = take(group, wanted)
-        except BadGroup:
-            continue  # damaged here: to the peer it is missing
-        if kept is not None:
-            yield kept
 
 
 def _next_batch(groups: Iterator[Group]) -> list[Group]:

@@ -15,13 +15,16 @@ from typing import Any, Protocol
 import trio
 
 from chunkstore.content import Content
-from chunkstore.digest import ChunkId
+from chunkstore.digest import Buffer, ChunkId
 from chunkstore.errors import DiskFull, StoreError
 from gossip.messages import NodeId
 from p2player import errors, faults
+from p2player.kin import Kin
 from p2player.landing import Landing
 from p2player.net.connection import Throttle
+from p2player.patching import PatchLanding
 from p2player.proto import content_wire as wire
+from p2player.proto.delta_wire import CHUNKS_DELTA
 from p2player.proto.frames import Part, RemoteProtocolError
 from p2player.proto.roster import HolderHint, Roster, slots_for
 from p2player.proto.swarm import Swarm
@@ -50,6 +53,15 @@ Progress = Callable[[int, int], None]
 Holders = Callable[[], Sequence[HolderHint]]
 
 
+class Parts(Protocol):
+    """The parts of an answer; `reply` is its body once there are no more."""
+
+    reply: dict[str, Any]
+
+    def __aiter__(self) -> AsyncIterator[Part]: ...
+    async def __anext__(self) -> Part: ...
+
+
 class Session(Protocol):
     """What a transfer needs of a data session."""
 
@@ -58,7 +70,9 @@ class Session(Protocol):
     @property
     def bytes_out(self) -> int: ...
     async def call(self, method: str, body: Mapping[str, Any], *, timeout_s: float = ...) -> dict[str, Any]: ...
-    def stream(self, method: str, body: Mapping[str, Any]) -> AbstractAsyncContextManager[AsyncIterator[Part]]: ...
+    def stream(
+        self, method: str, body: Mapping[str, Any], *, payload: Buffer = ...
+    ) -> AbstractAsyncContextManager[Parts]: ...
 
 
 class Sessions(Protocol):
@@ -84,6 +98,7 @@ class Job:
         wants: chunk id -> length, in the order of the manifest.
         starts: see `Swarm`.
         claims: asks a partial holder which of `wants` it has; None where that cannot be asked.
+        kin: how the wants are related to old content that is here; None where nothing is.
     """
 
     label: str
@@ -92,6 +107,7 @@ class Job:
     wants: Mapping[ChunkId, int]
     starts: bytes | None = None
     claims: Claims | None = None
+    kin: Kin | None = None
 
 
 @dataclass(eq=False)
@@ -107,6 +123,7 @@ class _Holder:
     partial: bool = False
     refreshing: bool = False
     heard_bytes: int = 0
+    patches_failed: bool = False
     lost: errors.P2PlayerError | None = None
     ban: bool = False
 
@@ -117,7 +134,12 @@ class _Holder:
 
 async def schedule(job: Job, rng: Random) -> Swarm:
     """A scheduler for a job; made in a worker thread, since a large layer has millions of chunks."""
-    return await trio.to_thread.run_sync(partial(Swarm, job.wants, rng, starts=job.starts))
+
+    def make() -> Swarm:
+        costs = None if job.kin is None else job.kin.costs(job.wants)
+        return Swarm(job.wants, rng, starts=job.starts, costs=costs)
+
+    return await trio.to_thread.run_sync(make)
 
 
 class SwarmRun:
@@ -147,8 +169,9 @@ class SwarmRun:
         self._progress = progress
         self._swarm = swarm
         self._landing = Landing(job.content, job.wants, threads)
+        self._patches = None if job.kin is None else PatchLanding(self._landing, job.kin, job.content, threads)
         self._liars = 0
-        self._roster = Roster(slots_for(self._swarm.table.total_bytes), rng)
+        self._roster = Roster(slots_for(self._swarm.wanted_bytes), rng)
         self._holders: dict[NodeId, _Holder] = {}
         self._unreachable: errors.P2PlayerError | None = None
         self._failure: errors.P2PlayerError | None = None
@@ -294,7 +317,7 @@ class SwarmRun:
 
     def _why_stuck(self) -> errors.P2PlayerError:
         swarm, label = self._swarm, self._job.label
-        missing = f"{label}: {swarm.bytes_left} of {swarm.table.total_bytes} bytes are missing"
+        missing = f"{label}: {swarm.bytes_left} of {swarm.wanted_bytes} bytes are missing"
         if self._liars:
             return errors.Integrity(f"{missing}; {self._liars} holder(s) sent corrupt data")
         if self._unreachable is not None:
@@ -361,9 +384,11 @@ class SwarmRun:
         with trio.CancelScope() as scope:
             holder.asks[ask.ask] = scope
             try:
-                body = wire.want_body(self._job.scope, ask.chunks)
-                async with holder.session.stream(wire.CHUNKS_WANT, body) as parts:
-                    await self._landing.receive(ask.chunks, parts, partial(self._landed, ask))
+                plain = await self._carry_deltas(holder, holder.session, ask)
+                if plain:
+                    body = wire.want_body(self._job.scope, plain)
+                    async with holder.session.stream(wire.CHUNKS_WANT, body) as parts:
+                        await self._landing.receive(plain, parts, partial(self._landed, ask))
                 self._feed(Finished(ask.peer, ask.ask))
             except RemoteProtocolError:
                 self._liars += 1
@@ -377,11 +402,36 @@ class SwarmRun:
             finally:
                 holder.asks.pop(ask.ask, None)
 
+    async def _carry_deltas(self, holder: _Holder, session: Session, ask: Ask) -> Sequence[ChunkId]:
+        """Send an ask as one for deltas where that pays. Returns the chunks that are to be asked for as they are."""
+        kin = self._job.kin
+        if kin is None or self._patches is None or holder.patches_failed or not kin.pays(holder.hint):
+            return ask.chunks
+        units = kin.units(ask.chunks)
+        if not units:
+            return ask.chunks
+        make = partial(kin.ask, holder.node, self._job.scope, units, self._job.content)
+        delta = await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        left = dict.fromkeys(ask.chunks)
+
+        def landed(chunks: Mapping[ChunkId, int]) -> None:
+            for chunk in chunks:
+                del left[chunk]
+            self._landed(ask, chunks)
+
+        try:
+            async with session.stream(CHUNKS_DELTA, delta.body(), payload=delta.payload) as parts:
+                failed = await self._patches.receive(delta, parts, landed)
+        except (errors.Usage, errors.NotFound):  # an older version, or one that has other layers on record
+            failed = list(left)
+        holder.patches_failed = bool(failed)
+        return failed
+
     def _landed(self, ask: Ask, chunks: Mapping[ChunkId, int]) -> None:
         """Chunks of an ask are in the content."""
         self._feed(Received(ask.peer, ask.ask, chunks))
         if self._progress is not None:
-            total = self._swarm.table.total_bytes
+            total = self._swarm.wanted_bytes
             self._progress(total - self._swarm.bytes_left, total)
         if self._landing.commit_due and not self._ended.is_set():
             assert self._nursery is not None

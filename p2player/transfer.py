@@ -1,14 +1,15 @@
 """Bring content to this node: whole layers, or single chunks, from every peer that has them.
 
 A pull has three steps: the manifest (`manifests`), which says what the layer is made of; the store, which says what of
-that is here already; the swarm (`swarming`), which brings the rest. The layer is on record as soon as its manifest is
+that is here already; the swarm (`swarming`), which brings the rest: as deltas where an old layer that is here resembles
+the new one (`kin`), else as it is stored. The layer is on record as soon as its manifest is
 here, so what arrives is protected from garbage collection, is served to others at once, and is not fetched again after
 a kill.
 
 Pulls of one layer at the same time are one pull.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,10 +21,13 @@ import trio
 from chunkstore.codec import Boundaries
 from chunkstore.content import Content
 from chunkstore.digest import ChunkId, LayerId
-from chunkstore.errors import StoreError
+from chunkstore.errors import ChunkMissing, StoreError
+from chunkstore.manifest import load
 from chunkstore.store import ChunkStore
+from chunkstore.tree_errors import ManifestInvalid
 from gossip.messages import NodeId
 from p2player import errors, faults
+from p2player.kin import Basis, Kin
 from p2player.manifests import Description, ManifestHunt, described_here
 from p2player.net.connection import Throttle
 from p2player.proto import content_wire as wire
@@ -34,6 +38,25 @@ __all__ = ["HolderHint", "Holders", "Progress", "PullReport", "Transfers"]
 
 THREADS = 4
 HAVE_S = 20.0
+GOODPUT_BYTES = 4 << 20
+KIN_BYTES = 16 << 10
+ENOUGH_KIN = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """An old layer that is here.
+
+    Attributes:
+        layer: its id.
+        also_at: whether a peer has it too.
+    """
+
+    layer: LayerId
+    also_at: Callable[[NodeId], bool]
+
+
+Relatives = Callable[[LayerId], Awaitable[Sequence[Relative]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +115,16 @@ class Transfers:
     Args:
         store: where layers go.
         sessions: the peer pool.
+        relatives: old layers that are here and resemble one, the most promising first.
         rng: where transfers start, and how retries spread; a seed makes them repeatable.
     """
 
-    def __init__(self, store: ChunkStore, sessions: Sessions, *, rng: Random | None = None) -> None:
+    def __init__(
+        self, store: ChunkStore, sessions: Sessions, *, relatives: Relatives | None = None, rng: Random | None = None
+    ) -> None:
         self._store = store
+        self._relatives = relatives
+        self._goodput: dict[NodeId, float] = {}
         self._meter = _Meter(sessions)
         self._rng = rng or Random()
         self._threads = trio.CapacityLimiter(THREADS)
@@ -154,6 +182,7 @@ class Transfers:
         holders: Holders,
         *,
         scope: str | None,
+        kin: Kin | None = None,
         progress: Progress | None = None,
         throttle_in: Throttle | None = None,
     ) -> PullReport:
@@ -164,6 +193,7 @@ class Transfers:
             wants: chunk id -> length in bytes; neighbours in storage should be neighbours here.
             holders: as for `pull_layer`.
             scope: what the holders expose the content under; None for what the whole mesh may read.
+            kin: how `wants` are related to an old layer that is in `content` too.
             progress, throttle_in: as for `pull_layer`.
 
         Raises:
@@ -174,7 +204,7 @@ class Transfers:
             missing = await trio.to_thread.run_sync(content.missing, list(wants))
             rest = {chunk: length for chunk, length in wants.items() if chunk in missing}
             label = f"{len(rest)} chunks" if scope is None else f"content of {scope[:16]}"
-            job = Job(label, content, wire.SHARED if scope is None else scope, rest)
+            job = Job(label, content, wire.SHARED if scope is None else scope, rest, kin=kin)
             return await pull.content(job, sum(wants.values()), holders)
 
     async def _lead(
@@ -198,16 +228,20 @@ class Transfers:
     ) -> PullReport:
         pull = self._pull(throttle_in, progress)
         about = await trio.to_thread.run_sync(described_here, self._store, layer)
+        relatives = [] if self._relatives is None else await self._relatives(layer)
         if about is None:
-            about = await ManifestHunt(self._store, layer, holders, pull.lease, pull.run, self._rng).run()
+            bases = [relative.layer for relative in relatives]
+            hunt = ManifestHunt(self._store, layer, holders, pull.lease, pull.run, self._rng, bases)
+            about = await hunt.run()
         await trio.to_thread.run_sync(about.put, self._store)
         wants, starts = await trio.to_thread.run_sync(_lacking, self._store, about)
         claims = partial(_claims, about, wants)
-        job = Job(f"layer {layer.hex()[:16]}", self._store, wire.SHARED, wants, starts, claims)
+        kin = await trio.to_thread.run_sync(_find_kin, self._store, about, wants, relatives, self._goodput)
+        job = Job(f"layer {layer.hex()[:16]}", self._store, wire.SHARED, wants, starts, claims, kin)
         return await pull.content(job, about.size, holders)
 
     def _pull(self, throttle_in: Throttle | None, progress: Progress | None) -> "_Pull":
-        return _Pull(self._meter, self._rng, self._threads, throttle_in, progress)
+        return _Pull(self._meter, self._rng, self._threads, throttle_in, progress, self._goodput)
 
 
 class _Meter:
@@ -242,7 +276,9 @@ class _Pull:
         threads: trio.CapacityLimiter,
         throttle_in: Throttle | None,
         progress: Progress | None,
+        goodput: dict[NodeId, float],
     ) -> None:
+        self._goodput = goodput
         self._meter = meter
         self._rng = rng
         self._threads = threads
@@ -266,6 +302,8 @@ class _Pull:
             await SwarmRun(job, swarm, holders, self.lease, self._rng, self._threads, progress).run()
         finally:
             self._duplicates += swarm.duplicates
+            if job.kin is None:
+                self._goodput.update(swarm.goodput(GOODPUT_BYTES))
         return swarm.accepted
 
     async def content(self, job: Job, total: int, holders: Holders) -> PullReport:
@@ -302,6 +340,34 @@ def _lacking(store: ChunkStore, about: Description) -> tuple[dict[ChunkId, int],
     """What of a layer is not here, and where stored groups probably begin in that; for a worker thread."""
     wants = store.lacking(about.layer)
     return wants, group_starts(about.content, wants)
+
+
+def _find_kin(
+    store: ChunkStore,
+    about: Description,
+    wants: Mapping[ChunkId, int],
+    relatives: Sequence[Relative],
+    goodput: Mapping[NodeId, float],
+) -> Kin | None:
+    """The old layer that resembles most of what is wanted; None when none does. For a worker thread."""
+    best: Kin | None = None
+    if sum(wants.values()) < KIN_BYTES:
+        return None
+    for relative in relatives:
+        try:
+            new = about.manifest or load(store, about.manifest_chunks, about.layer)
+            record = store.layer(relative.layer)
+            if record is None:
+                continue
+            old = load(store, record.manifest_chunks, relative.layer)
+        except (ChunkMissing, ManifestInvalid):
+            continue
+        kin = Kin(about.layer, new, wants, Basis(relative.layer, old, relative.also_at), goodput)
+        if kin.covered_bytes > (best.covered_bytes if best else 0):
+            best = kin
+        if best is not None and best.covered_bytes >= ENOUGH_KIN * sum(wants.values()):
+            break
+    return best
 
 
 def group_starts(content: Mapping[ChunkId, int], wants: Mapping[ChunkId, int]) -> bytes:

@@ -45,7 +45,7 @@ def find_double(
     """What `peer`, which can take nothing that is idle, should double; None: nothing.
 
     Args:
-        duplicates: bytes that came twice so far.
+        duplicates: bytes that came twice so far, in the table's lengths.
     """
     others = [asked for asked in asks if asked.peer != peer and _shows(asked, now)]
     unproven = stats.asked_bytes > 0 and not stats.measured

@@ -80,6 +80,11 @@ class PeerStats:
         return int(min(max(window, MIN_WINDOW_BYTES), MAX_WINDOW_BYTES))
 
     @property
+    def rate(self) -> float:
+        """Bytes a second, as measured or else guessed."""
+        return self._rate
+
+    @property
     def settled(self) -> bool:
         """Whether the rate has stopped rising: a window's worth of asks did not raise it by much."""
         return self._flat >= ASKS_A_WINDOW

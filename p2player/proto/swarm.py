@@ -70,17 +70,29 @@ class Swarm:
         wants: chunk id -> length in bytes, in the order of the manifest.
         rng: decides where in the layer the transfer starts.
         starts: one byte a want, 1 where holders probably begin a stored group; asks end there if they can.
+        costs: bytes that each want is expected to need on the wire; None: its length. What is in flight and how fast a
+            peer is are counted in these, what arrived in bytes of content.
 
     Attributes:
         table: what is wanted and who claims it.
+        wanted_bytes: bytes of content that are wanted.
         accepted: bytes of chunks that each peer was the first to deliver.
         duplicates: bytes that were delivered and not needed.
     """
 
-    def __init__(self, wants: Mapping[ChunkId, int], rng: Random, *, starts: bytes | None = None) -> None:
-        self.table = WantTable(wants, rng, starts)
+    def __init__(
+        self,
+        wants: Mapping[ChunkId, int],
+        rng: Random,
+        *,
+        starts: bytes | None = None,
+        costs: Sequence[int] | None = None,
+    ) -> None:
+        self.table = WantTable(wants, rng, starts, costs)
+        self.wanted_bytes = sum(wants.values())
         self.accepted: dict[NodeId, int] = {}
         self.duplicates = 0
+        self._doubled = 0
         self._asks = AskBook()
         self._start = FairStart(self.table.total_bytes)
         self._peers: dict[NodeId, PeerStats] = {}
@@ -104,12 +116,16 @@ class Swarm:
     @property
     def bytes_left(self) -> int:
         """Bytes of wanted chunks that are not here."""
-        return self.table.total_bytes - sum(self.accepted.values())
+        return self.wanted_bytes - sum(self.accepted.values())
 
     @property
     def bytes_in_flight(self) -> int:
         """Bytes that peers were asked for and have not sent."""
         return sum(stats.in_flight for stats in self._peers.values())
+
+    def goodput(self, least_bytes: int) -> dict[NodeId, float]:
+        """Bytes a second of every peer in session that has delivered `least_bytes` or more."""
+        return {peer: stats.rate for peer, stats in self._peers.items() if stats.delivered >= least_bytes}
 
     def missing(self) -> Iterator[ChunkId]:
         """The chunks that are not here, in order."""
@@ -175,7 +191,10 @@ class Swarm:
             position = self.table.position(chunk)
             if position is not None:
                 positions.append(position)
-                gained += length if self.table.finish(position) else 0
+                if self.table.finish(position):
+                    gained += length
+                else:
+                    self._doubled += self.table.lengths[position]
         if gained:
             self.accepted[event.peer] = self.accepted.get(event.peer, 0) + gained
         self.duplicates += total - gained
@@ -292,7 +311,7 @@ class Swarm:
         """Double an ask of another peer that is expected late."""
         if self.table.rarest(peer):
             return False
-        double = find_double(peer, self._peers[peer], self._asks, self.table, self.duplicates, now)
+        double = find_double(peer, self._peers[peer], self._asks, self.table, self._doubled, now)
         if double is not None:
             self._ask(peer, double.positions, now, out, double.risk)
         return double is not None

@@ -17,7 +17,7 @@ parts of it to give to each other.
 
 from array import array
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from random import Random
@@ -52,12 +52,22 @@ class WantTable:
         wants: chunk id -> length in bytes, in the order of the manifest.
         rng: decides where the first run starts.
         starts: one byte a want, 1 where a stored group probably begins; None when unknown.
+        costs: bytes that each want is expected to need on the wire, where that is not its length.
+
+    Attributes:
+        ids, lengths: of each position; the length is what all sums of bytes here are made of: its cost if there is one.
     """
 
-    def __init__(self, wants: Mapping[ChunkId, int], rng: Random, starts: bytes | None = None) -> None:
+    def __init__(
+        self,
+        wants: Mapping[ChunkId, int],
+        rng: Random,
+        starts: bytes | None = None,
+        costs: Sequence[int] | None = None,
+    ) -> None:
         self._starts = starts
         self.ids: list[ChunkId] = list(wants)
-        self.lengths: array[int] = array("L", wants.values())
+        self.lengths: array[int] = array("L", wants.values() if costs is None else costs)
         self._before = array("Q", accumulate(self.lengths, initial=0))
         self.total_bytes = self._before[-1]
         self.idle_bytes = self.total_bytes

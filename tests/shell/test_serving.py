@@ -17,9 +17,11 @@ from chunkstore.store import ChunkStore
 from gossip.messages import NodeId
 from p2player import errors
 from p2player.net.connection import Incoming
+from p2player.net.link import UNKNOWN, LinkEstimate
 from p2player.proto import content_wire as wire
 from p2player.proto.frames import Buffer
 from p2player.serving import AT_A_TIME, READ_BYTES, THREADS, Serving
+from p2player.sources import Source
 from tests.support.memory_content import MemoryContent
 from tests.support.pullmesh import put_tree
 from tests.support.swarmnet import node
@@ -35,6 +37,7 @@ class Call:
     body: Mapping[str, Any]
     peer: NodeId = PEER
     gate: trio.Event | None = None
+    payload: bytes = b""
     groups: list[Group] = field(default_factory=list)
 
     async def send_part(self, header: Mapping[str, Any], payload: Buffer) -> None:
@@ -42,6 +45,9 @@ class Call:
             await self.gate.wait()
         await trio.lowlevel.checkpoint()
         self.groups.append(wire.read_group(header, payload))
+
+    def link(self) -> LinkEstimate:
+        return UNKNOWN
 
     @property
     def incoming(self) -> Incoming:
@@ -133,7 +139,7 @@ async def test_exposed_content_is_for_one_peer_until_it_is_withdrawn(store: Chun
         (tree / "file").write_bytes(b"instance" * 1000)
         chunks = list(put_tree(second, tree).manifest.chunks())
         content.add(second.groups(chunks))
-    serving.expose(SCOPE, content, PEER)
+    serving.expose(SCOPE, Source(content), PEER)
     call = want(chunks, SCOPE)
     await serving.chunks_want(call.incoming)
     assert call.ids == chunks
@@ -150,7 +156,7 @@ async def test_exposed_content_is_for_one_peer_until_it_is_withdrawn(store: Chun
 @pytest.mark.parametrize("scope", ["", "x" * 200])
 def test_a_scope_is_a_short_text(store: ChunkStore, scope: str) -> None:
     with pytest.raises(ValueError, match="scope"):
-        Serving(store).expose(scope, MemoryContent(), PEER)
+        Serving(store).expose(scope, Source(MemoryContent()), PEER)
 
 
 async def test_a_peer_is_served_a_few_requests_at_a_time_in_order(store: ChunkStore, imported: Imported) -> None:
@@ -201,7 +207,7 @@ async def test_a_slow_peer_makes_the_node_hold_little(store: ChunkStore, importe
                 yield group
 
     serving = Serving(store)
-    serving.expose(SCOPE, Watched(), PEER)
+    serving.expose(SCOPE, Source(Watched()), PEER)
     with trio.move_on_after(0.2):
         await serving.chunks_want(want(list(imported.manifest.chunks()), SCOPE, gate=trio.Event()).incoming)
     assert 0 < sum(read) <= READ_BYTES + MAX_GROUP_BYTES

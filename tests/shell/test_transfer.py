@@ -17,8 +17,9 @@ from chunkstore.manifest import load
 from p2player import errors, manifests, swarming
 from p2player.net.connection import Incoming
 from p2player.proto import content_wire as wire
-from p2player.proto import roster
-from p2player.transfer import HolderHint, PullReport, Transfers, group_starts
+from p2player.proto import delta_wire, roster
+from p2player.sources import Source
+from p2player.transfer import HolderHint, PullReport, Relative, Transfers, group_starts
 from tests.support.memory_content import MemoryContent
 from tests.support.pullmesh import ME, Peer, PullMesh, open_mesh, put_part, put_tree
 from tests.support.swarmnet import node
@@ -184,21 +185,25 @@ async def test_only_liars_is_an_integrity_error_that_names_the_layer(mesh: PullM
         await transfers(mesh).pull_layer(imported.layer_id, hints(liar))
 
 
+@pytest.mark.parametrize("method", [delta_wire.LAYER_DELTA, wire.LAYER_MANIFEST])
 async def test_a_false_manifest_is_found_out_and_the_next_holder_asked(
-    mesh: PullMesh, tree: Path, tmp_path: Path
+    mesh: PullMesh, tree: Path, tmp_path: Path, method: str
 ) -> None:
     honest, forger = mesh.add(1), mesh.add(2)
     imported = put_tree(honest.store, tree)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_bytes(b"another layer")
     other = put_tree(forger.store, tmp_path / "other")
-    true_manifest = forger.serving.layer_manifest
+    true_manifest = forger.handlers[method]
+    if method == wire.LAYER_MANIFEST:
+        for peer in (honest, forger):
+            del peer.handlers[delta_wire.LAYER_DELTA]
 
     async def forge(call: Incoming) -> dict[str, Any]:
         call.body["layer"] = other.layer_id
         return await true_manifest(call)
 
-    forger.handlers[wire.LAYER_MANIFEST] = forge
+    forger.handlers[method] = forge
     with pytest.raises(errors.Integrity):
         await transfers(mesh).pull_layer(imported.layer_id, hints(forger))
     assert mesh.store.layer(imported.layer_id) is None
@@ -452,7 +457,7 @@ def instance() -> tuple[MemoryContent, dict[ChunkId, int]]:
 async def test_instance_content_comes_under_its_scope_and_key(mesh: PullMesh) -> None:
     peer = mesh.add(1)
     there, wants = instance()
-    peer.serving.expose(SCOPE, there, ME)
+    peer.serving.expose(SCOPE, Source(there), ME)
     here = MemoryContent(KEY)
     report = await transfers(mesh).pull_chunks(here, wants, hints(peer), scope=SCOPE)
     assert here.chunks == there.chunks
@@ -465,7 +470,7 @@ async def test_instance_content_does_not_exist_for_others(mesh: PullMesh, expose
     peer = mesh.add(1)
     there, wants = instance()
     if exposed_to is not None:
-        peer.serving.expose(SCOPE, there, exposed_to)
+        peer.serving.expose(SCOPE, Source(there), exposed_to)
     with pytest.raises(errors.NotFound):
         await transfers(mesh).pull_chunks(MemoryContent(KEY), wants, hints(peer), scope=SCOPE)
 
@@ -509,3 +514,118 @@ async def test_asks_end_where_an_importer_ends_its_groups(mesh: PullMesh, tmp_pa
     firsts = {group.ids[0] for group in mesh.store.groups(list(chunks))}
     starts = group_starts(chunks, chunks)
     assert {chunk for chunk, start in zip(chunks, starts, strict=True) if start} == firsts
+
+
+# Deltas
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> tuple[Path, Path]:
+    """Two versions of a folder: a large file with scattered edits and an insertion, one that stayed, a new one."""
+    rng = Random(8)
+    words = [rng.randbytes(rng.randint(2, 9)) for _ in range(3000)]
+    old = b"".join(rng.choice(words) for _ in range(700_000))
+    new = bytearray(old)
+    for _ in range(12):
+        at = rng.randrange(len(new))
+        new[at : at + 300] = rng.randbytes(300)
+    new[1000:1000] = b"inserted"
+    folders = tmp_path / "old", tmp_path / "new"
+    for folder, data in zip(folders, (old, bytes(new)), strict=True):
+        folder.mkdir()
+        (folder / "data").write_bytes(data)
+        (folder / "same").write_bytes(words[0] * 50_000)
+    (folders[1] / "fresh").write_bytes(rng.randbytes(100_000))
+    return folders
+
+
+def related(mesh: PullMesh, old: Imported, *also_at: Peer) -> Transfers:
+    async def relatives(layer: LayerId) -> Sequence[Relative]:
+        return [Relative(old.layer_id, {peer.node for peer in also_at}.__contains__)]
+
+    return Transfers(mesh.store, mesh, relatives=relatives, rng=Random(1))
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["both hold the basis", "only the puller does"])
+async def test_a_new_version_comes_as_a_delta(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path, both: bool
+) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    if both:
+        put_tree(peer.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+    report = await related(mesh, old, *([peer] if both else [])).pull_layer(new.layer_id, hints(peer))
+    assert_whole(mesh, new, versions[1], tmp_path)
+    assert report.total - report.deduplicated > 800_000
+    assert report.transferred < 100_000 + (60_000 if both else 100_000)
+    assert report.sources == {peer.node: report.total - report.deduplicated}
+
+
+async def test_a_basis_that_the_peer_lost_costs_bytes_only(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path
+) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+    report = await related(mesh, old, peer).pull_layer(new.layer_id, hints(peer))
+    assert_whole(mesh, new, versions[1], tmp_path)
+    assert report.transferred > 300_000
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut", "swap"])
+async def test_a_spoilt_patch_is_made_up_for_by_the_chunks_themselves(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path, spoil: str
+) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    put_tree(peer.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+    honest = peer.handlers[delta_wire.CHUNKS_DELTA]
+    spoilt = []
+
+    async def chunks_delta(call: Incoming) -> dict[str, Any]:
+        send = call.send_part
+
+        async def send_part(header: Any, payload: Any) -> None:
+            data = bytearray(payload)
+            spoilt.append(len(data))
+            if spoil == "flip":
+                data[len(data) // 2] ^= 1
+            elif spoil == "cut":
+                del data[len(data) // 2 :]
+            else:
+                data = bytearray(b"\0" * len(data))
+            await send(header, bytes(data))
+
+        call.send_part = send_part  # type: ignore[method-assign]
+        return await honest(call)
+
+    peer.handlers[delta_wire.CHUNKS_DELTA] = chunks_delta
+    await related(mesh, old, peer).pull_layer(new.layer_id, hints(peer))
+    assert spoilt
+    assert_whole(mesh, new, versions[1], tmp_path)
+    assert peer.wants
+
+
+async def test_a_peer_that_knows_no_deltas_is_asked_for_chunks(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path
+) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+    for method in (delta_wire.CHUNKS_DELTA, delta_wire.LAYER_DELTA):
+        del peer.handlers[method]
+    await related(mesh, old, peer).pull_layer(new.layer_id, hints(peer))
+    assert_whole(mesh, new, versions[1], tmp_path)
+
+
+async def test_two_holders_share_the_deltas(mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path) -> None:
+    first, second = mesh.add(1), mesh.add(2)
+    old = put_tree(mesh.store, versions[0])
+    for peer in (first, second):
+        put_tree(peer.store, versions[0])
+        new = put_tree(peer.store, versions[1])
+    report = await related(mesh, old, first, second).pull_layer(new.layer_id, hints(first, second))
+    assert_whole(mesh, new, versions[1], tmp_path)
+    assert report.transferred < 200_000

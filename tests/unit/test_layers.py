@@ -1,6 +1,8 @@
 """The layer service asks the store in worker threads only, and keeps trees that apps need."""
 
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import trio
 
 from chunkstore.collect import GcPolicy
 from chunkstore.digest import LayerId
+from chunkstore.treerecall import remember, survey
 from gossip.inventory import Holding
 from p2player import errors
 from p2player.operations import Operation
@@ -109,6 +112,36 @@ async def test_pinning_and_removing_look_first(here: Room) -> None:
     assert record is not None and record.pinned and not record.held
     with pytest.raises(errors.NotFound):
         await here.layers.manifest(LayerId(layer(9)))
+
+
+async def test_an_unchanged_folder_is_added_without_a_look_at_its_files(here: Room, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_bytes(b"content")
+    old_s = time.time() - 60
+
+    async def add(name: str) -> LayerId:
+        added = await here.layers.add(source, name, "app", operation=Operation("layer.add"))
+        return LayerId(bytes.fromhex(added["id"]))
+
+    first = await add("game")
+    seen = await trio.to_thread.run_sync(survey, source)
+    assert seen is not None
+    here.store.remember(seen.dev, seen.ino, b"")  # its times are too young to be remembered
+    remember(here.store, replace(seen, settled=True), first)
+    here.ledger.publish_inventory(
+        layers={first: Holding(1, 1, 7)}, free_bytes=1, load=0.0, labels={}, apps=(), now=old_s
+    )
+    here.asked.asked.clear()
+    published = here.nobody.published
+    assert await add("game") == first
+    assert (here.ledger.catalog()["game"].version, here.nobody.published) == (1, published)
+    assert not {"add", "put_layer", "read"} & set(here.asked.asked)
+    assert await add("alias") == first
+    assert here.ledger.catalog()["alias"].sketch == here.ledger.catalog()["game"].sketch
+    (source / "more").touch()
+    assert await add("game") != first
+    assert here.ledger.catalog()["game"].version == 2
 
 
 async def test_a_folder_is_added_and_its_tree_made_shared_and_swept(here: Room, tmp_path: Path) -> None:
