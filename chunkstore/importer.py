@@ -12,6 +12,8 @@ it is read again, three times at most. And no name comes or goes meanwhile: at t
 it did in the scan, otherwise the whole pass is repeated, three times at most; what has not changed is not read
 again if there is a stat cache. A tree that never rests is an error that names the path.
 
+How an image of memory or of a disk is cut may depend on other files of its folder; `imagefiles` sees to that.
+
 Files are taken in windows of some hundred, so that one question to the content covers all chunks that the
 stat cache proposes.
 """
@@ -28,11 +30,13 @@ from chunkstore.beneath import Beneath
 from chunkstore.content import Content
 from chunkstore.digest import ChunkId
 from chunkstore.entries import Entry, Kind, Xattrs
+from chunkstore.filememory import Memory
 from chunkstore.holes import ShortRead, Window, file_windows
+from chunkstore.imagefiles import TreeImages
 from chunkstore.ingest import Imported, Ingest
 from chunkstore.progress import Meter, Progress
 from chunkstore.sniff import SourceKind, sniff
-from chunkstore.statcache import Recall, Remembered, StatCache
+from chunkstore.statcache import Remembered, StatCache
 from chunkstore.tree_errors import SourceUnsupported, TreeChanged, TreeUnreadable
 from chunkstore.treescan import Moved, Source, check_folders, looks, scan_tree
 
@@ -83,7 +87,7 @@ def import_tree(
         with _open_root(place) as root, Ingest(content) as ingest:
             source = Source(place, root)
             try:
-                return _Pass(source, ingest, _Memory(content.key, stat_cache, clock_ns)).run(progress)
+                return _Pass(source, ingest, Memory(content.key, stat_cache, clock_ns)).run(progress)
             except Moved as moved:
                 if last:
                     raise TreeChanged(source.absolute(moved.path)) from None
@@ -97,37 +101,15 @@ def _open_root(place: bytes) -> Beneath:
         raise TreeUnreadable(place, error.strerror or str(error)) from None
 
 
-class _Memory:
-    """The stat cache, if there is one, as one import uses it."""
-
-    def __init__(self, key: bytes | None, cache: StatCache | None, clock_ns: Callable[[], int]) -> None:
-        self._recall = Recall(key)
-        self._cache = cache
-        self.clock_ns = clock_ns
-
-    def propose(self, status: os.stat_result) -> Remembered | None:
-        """What this file held when it was last read, if it has not changed since."""
-        if self._cache is None or not stat.S_ISREG(status.st_mode):
-            return None
-        payload = self._cache.cached(status.st_dev, status.st_ino)
-        return None if payload is None else self._recall.match(status, payload)
-
-    def keep(self, status: os.stat_result, file: Remembered, read_at_ns: int) -> None:
-        """Remember what was read, unless its times are too young."""
-        if self._cache is not None:
-            payload = self._recall.payload(status, file, read_at_ns)
-            if payload is not None:
-                self._cache.remember(status.st_dev, status.st_ino, payload)
-
-
 class _Pass:
     """One pass over a tree that should hold still."""
 
-    def __init__(self, source: Source, ingest: Ingest, memory: _Memory) -> None:
+    def __init__(self, source: Source, ingest: Ingest, memory: Memory) -> None:
         self._source = source
         self._root = source.root
         self._ingest = ingest
         self._memory = memory
+        self._images = TreeImages(source, self._open)
         self._meter = Meter(None, 0)
         self._first_names: dict[tuple[int, int], bytes] = {}
         self._shared: dict[int, int] = {}  # one object for each mode and owner instead of one for each entry
@@ -169,13 +151,15 @@ class _Pass:
         if status.st_nlink > 1:
             first = self._first_names.setdefault((status.st_dev, status.st_ino), path)
             if first != path:
+                self._images.note(path, status, None)
                 return Entry(path, Kind.HARDLINK, target=first)
         if kind is not Kind.REGULAR:
             return self._special(path, kind, status)
-        if known is None:
+        if known is None or known.cut_by != self._images.token(path):
             status, known = self._read(path)
         else:
             self._meter.advance(status.st_size)
+        self._images.note(path, status, known.table)
         return self._described(path, kind, status, known.xattrs, known.table)
 
     def _special(self, path: bytes, kind: Kind, status: os.stat_result) -> Entry:
@@ -199,11 +183,14 @@ class _Pass:
                 read_at_ns = self._memory.clock_ns()
                 windows = self._meter.count(self._windows(path, fd, before))
                 try:
-                    table = self._ingest.add_file(windows)
+                    with self._images.layout(path, fd, before) as layout:
+                        table = self._ingest.add_file(windows, layout)
+                    token = self._images.token(path)
                     with self._source.blame(path):
-                        file = Remembered(table, read_xattrs(fd))
+                        file = Remembered(table, read_xattrs(fd), token or b"")
                     if looks(os.fstat(fd)) == looks(before):
-                        self._memory.keep(before, file, read_at_ns)
+                        if token is not None:
+                            self._memory.keep(before, file, read_at_ns)
                         return before, file
                 except ShortRead:
                     pass

@@ -22,6 +22,7 @@ from chunkstore.content import Content
 from chunkstore.digest import Buffer, ChunkId, LayerId, chunk_id, layer_id
 from chunkstore.entries import Entry, Extent, pack_extents
 from chunkstore.holes import Window
+from chunkstore.images.layout import Layout
 from chunkstore.manifest import Manifest
 
 _BATCH_BYTES = 4 << 20
@@ -66,8 +67,8 @@ class Ingest:
     ) -> None:
         self._worker.shutdown(cancel_futures=True)
 
-    def add_file(self, windows: Iterable[Window]) -> bytes:
-        """Take the content of a regular file (see `holes`).
+    def add_file(self, windows: Iterable[Window], layout: Layout | None = None) -> bytes:
+        """Take the content of a regular file (see `holes`), cut by `layout` or as its content says (`cut_file`).
 
         Returns:
             Its extents for `Entry.table`.
@@ -76,11 +77,22 @@ class Ingest:
             StoreError: an earlier batch could not be stored.
             Exception: whatever reading `windows` raises.
         """
-        return pack_extents(self._extents(windows))
+        return pack_extents(self._extents(windows, layout))
 
     def missing(self, ids: Iterable[ChunkId]) -> set[ChunkId]:
         """Those of `ids` that are not in the content, after every whole batch so far."""
         return self._call(lambda: self._content.missing(ids) - self._packer.held)
+
+    def settle(self) -> None:
+        """Put everything that was taken so far into the content, so that it can be read back."""
+        self._flush()
+        self._ahead.append(self._worker.submit(self._complete))
+        while self._ahead:
+            self._ahead.popleft().result()
+
+    def read(self, ids: Sequence[ChunkId]) -> dict[ChunkId, Buffer]:
+        """Chunks that are in the content; absent ones are left out."""
+        return self._call(lambda: dict(self._content.read(ids)))
 
     def finish(self, entries: Sequence[Entry]) -> Imported:
         """Store the manifest of `entries` (in order of path) and make everything durable.
@@ -98,15 +110,12 @@ class Ingest:
         self._ahead.append(self._worker.submit(self._complete))  # the manifest's chunks begin a group of their own
         manifest_chunks = tuple(self._add_chunk(piece) for piece in cut(memoryview(encoded), MANIFEST))
         layer = layer_id(encoded, self._key)
-        self._flush()
-        self._ahead.append(self._worker.submit(self._complete))
-        while self._ahead:
-            self._ahead.popleft().result()
+        self.settle()
         self._call(self._content.commit)
         return Imported(layer, manifest.size, chunks, manifest, manifest_chunks, len(encoded))
 
-    def _extents(self, windows: Iterable[Window]) -> Iterator[Extent]:
-        for piece in cut_file(windows):
+    def _extents(self, windows: Iterable[Window], layout: Layout | None) -> Iterator[Extent]:
+        for piece in cut_file(windows, layout):
             if isinstance(piece, int):
                 yield Extent(piece, None)
             else:

@@ -4,13 +4,13 @@ import os
 from enum import StrEnum
 from pathlib import Path
 
+from chunkstore.images.raw import HEAD_BYTES, has_fixed_mark
 from chunkstore.tarfields import TarDamaged, check_sum
 from chunkstore.tree_errors import TreeUnreadable
 
-_HEAD_BYTES = 4096
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
-_DISK_MARKS = ((510, b"\x55\xaa"), (512, b"EFI PART"), (1080, b"\x53\xef"), (0, b"XFSB"))
-"""A boot sector, a GUID partition table, the superblocks of ext2 to ext4 and of XFS."""
+_SHORT_MARKS = ((510, b"\x55\xaa"), (1080, b"\x53\xef"))
+"""A boot sector; the superblock of ext2 to ext4. Who gives a file by itself means it: here, two bytes are enough."""
 
 
 class SourceKind(StrEnum):
@@ -51,7 +51,7 @@ def sniff(path: Path) -> SourceKind:
         if path.exists() and not path.is_file():
             return SourceKind.OTHER
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise TreeUnreadable(os.fsencode(path), error.strerror or str(error)) from None
     return _by_content(head)
@@ -62,7 +62,7 @@ def _by_content(head: bytes) -> SourceKind:
         return SourceKind.QCOW2
     if head.startswith(_COMPRESSED) or _is_tar_header(head[:512]):
         return SourceKind.TAR
-    if any(head[at : at + len(mark)] == mark for at, mark in _DISK_MARKS):
+    if has_fixed_mark(head) or any(head.startswith(mark, at) for at, mark in _SHORT_MARKS):
         return SourceKind.RAW
     return SourceKind.OTHER
 

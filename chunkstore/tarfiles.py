@@ -5,6 +5,9 @@ are made with mode 0755, owner 0 and time 0. A hard link is a further name of th
 first name in order of path becomes the file, as in a folder. A leading `./` or `/` of a name is dropped; `..`
 is refused, and so is a member inside something that is no folder.
 
+An image whose layout lies in tables, or in another file, is cut by content when it comes, and once more from what was
+stored when the whole archive is there.
+
 What the format does not carry, the layer does not have: without PAX headers (`tar --format=posix`), times are
 in whole seconds; extended attributes come from `SCHILY.xattr.*` records (`tar --xattrs --xattrs-include='*'`)
 and ACLs from `SCHILY.acl.*` (`tar --acls`).
@@ -14,6 +17,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -22,10 +26,13 @@ from chunkstore.attributes import is_kept
 from chunkstore.content import Content
 from chunkstore.entries import Entry, Kind, Xattrs
 from chunkstore.holes import Window
+from chunkstore.imagefiles import StoredImages, is_map_path, is_pages_path
+from chunkstore.images import qcow2
 from chunkstore.ingest import Imported, Ingest
 from chunkstore.manifest_codec import MAX_MANIFEST_BYTES
 from chunkstore.progress import Meter, Progress
 from chunkstore.sniff import SourceKind, sniff
+from chunkstore.storedfile import StoredFile
 from chunkstore.tarfields import TarDamaged
 from chunkstore.tarreader import Member, TarReader
 from chunkstore.tree_errors import SourceUnsupported, TreeChanged, TreeUnreadable, printable
@@ -106,6 +113,7 @@ class _Builder:
         self.position = position
         self._ingest = ingest
         self._tree: dict[bytes, Entry] = {}
+        self._tabled: dict[int, Entry] = {}  # files whose layout is in tables; by identity
         self._bytes = 0
         self._put(Entry(b"", Kind.DIRECTORY, _IMPLIED_MODE))
 
@@ -128,25 +136,45 @@ class _Builder:
         """The tree in order of path."""
         first_names: dict[int, bytes] = {}
         ordered: list[Entry] = []
+        maps = ((path, e.table) for path, e in self._tree.items() if e.kind is Kind.REGULAR and is_map_path(path))
+        images = StoredImages(maps, self._ingest.read)
         for path in sorted(self._tree):
             entry = self._tree[path]
             first = first_names.setdefault(id(entry), path)
             if first != path:
                 ordered.append(Entry(path, Kind.HARDLINK, target=first))
             else:
-                ordered.append(entry if entry.path == path else replace(entry, path=path))
+                table = self._cut_again(path, entry, images)
+                same = entry.path == path and table == entry.table
+                ordered.append(entry if same else replace(entry, path=path, table=table))
         return ordered
+
+    def _cut_again(self, path: bytes, entry: Entry, images: StoredImages) -> bytes:
+        """The extents of a file, cut by its layout if that shows only when the whole archive is known."""
+        if entry.kind is not Kind.REGULAR or not (is_pages_path(path) or id(entry) in self._tabled):
+            return entry.table
+        self._ingest.settle()
+        file = StoredFile(entry.table, self._ingest.read)
+        layout = images.layout(path, file)
+        return entry.table if layout is None else self._ingest.add_file(file.windows(), layout)
 
     def _entry(self, path: bytes, member: Member, reader: TarReader) -> Entry:
         kind = _KINDS[member.type]
         mode = 0o777 if kind is Kind.SYMLINK else stat.S_IMODE(member.mode)
         xattrs = _xattrs(member)
         table = target = b""
+        tabled = False
         if kind is Kind.REGULAR:
-            table = self._ingest.add_file(self.position.follow(reader.windows(member)))
+            windows = self.position.follow(reader.windows(member))
+            first = next(windows, b"")
+            table = self._ingest.add_file(chain((first,), windows) if first else windows)
+            tabled = isinstance(first, bytes) and first.startswith(qcow2.MAGIC)
         elif kind is Kind.SYMLINK:
             target = member.target
-        return Entry(path, kind, mode, member.uid, member.gid, member.mtime_ns, xattrs, table, target, member.device)
+        entry = Entry(path, kind, mode, member.uid, member.gid, member.mtime_ns, xattrs, table, target, member.device)
+        if tabled:
+            self._tabled[id(entry)] = entry
+        return entry
 
     def _put(self, entry: Entry, path: bytes | None = None) -> None:
         path = entry.path if path is None else path
