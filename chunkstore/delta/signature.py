@@ -57,19 +57,19 @@ class Signature:
         return bytes(out) + b"".join(number.to_bytes(FINGERPRINT_BYTES, "little") for number in self.fingerprints)
 
     @classmethod
-    def decode(cls, data: Buffer, relative_bytes: int) -> "Signature":
+    def decode(cls, data: Buffer, most_bytes: int) -> "Signature":
         """Read what `encode` wrote.
 
         Args:
             data: from a peer.
-            relative_bytes: length of the relative, known from its chunks' lengths.
+            most_bytes: bound of the relative's length, which the signature says itself.
 
         Raises:
-            BadPatch: not a signature, of more than `MAX_PIECES`, or of a relative of another length.
+            BadPatch: not a signature, of more than `MAX_PIECES`, or of a relative that is longer.
         """
         pieces, at = take_varint(data, 0)
-        if pieces > MAX_PIECES or pieces > relative_bytes:
-            raise BadPatch(f"signature of {pieces} pieces of {relative_bytes} bytes")
+        if pieces > MAX_PIECES or pieces > most_bytes:
+            raise BadPatch(f"signature of {pieces} pieces")
         lengths: list[int] = []
         while len(lengths) < pieces:
             head, at = take_varint(data, at)
@@ -79,8 +79,8 @@ class Signature:
             if not head >> 1 or more >= pieces - len(lengths):
                 raise BadPatch("signature with an impossible length")
             lengths += [head >> 1] * (1 + more)
-        if sum(lengths) != relative_bytes or len(data) != at + pieces * FINGERPRINT_BYTES:
-            raise BadPatch(f"signature of {sum(lengths)} bytes where the relative has {relative_bytes}")
+        if sum(lengths) > most_bytes or len(data) != at + pieces * FINGERPRINT_BYTES:
+            raise BadPatch(f"signature of a relative of {sum(lengths)} bytes, {most_bytes} at most")
         numbers = bytes(data[at:])
         return cls(
             tuple(
