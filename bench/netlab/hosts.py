@@ -34,12 +34,14 @@ class Host:
         address: its IPv4 address, the same on all its links.
         namespace: the name of its network namespace, as `ip netns` knows it.
         devices: names of the devices inside, one a link.
+        processes: those that `popen` started.
     """
 
     name: str
     address: str
     namespace: str
     devices: list[str] = field(default_factory=list)
+    processes: list[subprocess.Popen[Any]] = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -56,7 +58,8 @@ class Host:
 
     def popen(self, arguments: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """`subprocess.Popen` inside the host; `options` are its own. The lab kills it in the end if need be."""
-        return subprocess.Popen(self.command(arguments), **options)
+        self.processes.append(subprocess.Popen(self.command(arguments), **options))
+        return self.processes[-1]
 
     def counters(self) -> Counters:
         """What went through its links so far; TCP super-packets count as one frame, see `bench.wire`."""

@@ -92,10 +92,13 @@ class Netlab:
     def close(self) -> None:
         """Delete it all. A second Ctrl-C, or SIGTERM, meanwhile is not heard."""
         with _undisturbed():
+            for host in self.hosts.values():
+                for process in host.processes:  # one that is only just started may be on its way in
+                    process.kill()
             for namespace in self._namespaces:
                 leftovers.remove(namespace)
-            for process in self._wires:
-                links.cut(process)
+            for wire in self._wires:
+                links.cut(wire)
             self._namespaces.clear()
             self._wires.clear()
         if self._old_handler is not None:
