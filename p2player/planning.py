@@ -9,15 +9,17 @@ as fast as it did the last time. The rest is addition:
     total = pull base and app + rounds of pre-copy + freeze + health        freeze = engine + final transfer
 
 Every finished migration leaves a `Lesson`: goodput and overhead between the two nodes, wire bytes for a byte that was
-lacking, engine time of its backend, dirty rate of its app. Lessons of the same peer, backend and app make up the
-`Experience` for the next plan; newer ones weigh more. What was never seen is guessed, and marked as a guess: a bound
-on the freeze is not promised, nor refused, on a guess of the link alone. Rounds of pre-copy measure it first.
+lacking, engine time of its backend, dirty rate of its app, and what a byte of the changed chunks costs as a delta.
+Lessons of the same peer, backend and app make up the `Experience` for the next plan; newer ones weigh more. What was
+never seen is guessed, and marked as a guess: a bound on the freeze is not promised, nor refused, on a guess of the link
+alone. Rounds of pre-copy measure it first.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2player.proto.delta_choice import FIRST_RATIO
 from p2player.proto.handoff.fields import Malformed, Maybe, Real, Text
 from p2player.proto.handoff.messages import Mode, Need
 from p2player.proto.handoff.records import Prediction
@@ -44,10 +46,12 @@ class Lesson:
     Attributes:
         app_id, backend, peer: what moved, how, and the node at the other end.
         goodput_bytes_s, overhead_s: of the link, see `proto.rounds.Link`.
-        wire_ratio: wire bytes for a byte that had to be fetched.
+        wire_ratio: wire bytes for a byte that had to be fetched as it is.
         engine_s: of the freeze, what was not the final transfer.
         health_s: from the app's start at the destination until it counted as healthy.
-        dirty_bytes_s: how fast the app's instance layer changed.
+        dirty_bytes_s: how fast the app's instance layer changed, in whole chunks.
+        delta_goodput_bytes_s: how fast such chunks came as deltas.
+        delta_ratio: wire bytes for a byte of them.
     """
 
     app_id: str
@@ -59,6 +63,8 @@ class Lesson:
     engine_s: float | None = None
     health_s: float | None = None
     dirty_bytes_s: float | None = None
+    delta_goodput_bytes_s: float | None = None
+    delta_ratio: float | None = None
 
     def document(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -78,7 +84,10 @@ class Lesson:
 
 
 _TEXTS = ("app_id", "backend", "peer")
-_NUMBERS = ("goodput_bytes_s", "overhead_s", "wire_ratio", "engine_s", "health_s", "dirty_bytes_s")
+_NUMBERS = (
+    *("goodput_bytes_s", "overhead_s", "wire_ratio", "engine_s", "health_s", "dirty_bytes_s"),
+    *("delta_goodput_bytes_s", "delta_ratio"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +99,13 @@ class Experience:
     engine_s: float = GUESSED_ENGINE_S
     health_s: float = GUESSED_HEALTH_S
     dirty_bytes_s: float | None = None
+    delta_goodput_bytes_s: float | None = None
+    delta_ratio: float = FIRST_RATIO
 
     def policy(self, max_freeze_s: float | None) -> RoundPolicy:
         """A fresh policy for the rounds of one migration."""
-        return RoundPolicy(RoundConfig(max_freeze_s=max_freeze_s), self.link, self.dirty_bytes_s)
+        config = RoundConfig(max_freeze_s=max_freeze_s)
+        return RoundPolicy(config, self.link, self.dirty_bytes_s, self.delta_goodput_bytes_s)
 
 
 def learn(lessons: Sequence[Lesson], *, app_id: str, backend: str, peer: str, rtt_s: float | None = None) -> Experience:
@@ -109,6 +121,7 @@ def learn(lessons: Sequence[Lesson], *, app_id: str, backend: str, peer: str, rt
     guess = Link()
     if overhead is None:
         overhead = guess.overhead_s if rtt_s is None else FIXED_S + ROUND_TRIPS * rtt_s
+    of_app = [lesson for lesson in lessons if lesson.app_id == app_id]
     of_backend = [lesson for lesson in lessons if lesson.backend == backend]
     engine_s = _recent(lesson.engine_s for lesson in of_backend)
     health_s = _recent(lesson.health_s for lesson in of_backend)
@@ -117,7 +130,9 @@ def learn(lessons: Sequence[Lesson], *, app_id: str, backend: str, peer: str, rt
         _recent(lesson.wire_ratio for lesson in with_peer) or GUESSED_WIRE_RATIO,
         GUESSED_ENGINE_S if engine_s is None else engine_s,
         GUESSED_HEALTH_S if health_s is None else health_s,
-        _recent(lesson.dirty_bytes_s for lesson in lessons if lesson.app_id == app_id),
+        _recent(lesson.dirty_bytes_s for lesson in of_app),
+        _recent(lesson.delta_goodput_bytes_s for lesson in of_app if lesson.peer == peer),
+        _recent(lesson.delta_ratio for lesson in of_app) or FIRST_RATIO,
     )
 
 
@@ -197,11 +212,12 @@ def make_plan(question: Question, experience: Experience, refusals: Iterable[str
     refused = list(refusals)
     if question.mode is Mode.COLD or not question.running:
         precopy_s, moved, final_s = 0.0, float(lacking), link.predict(lacking)
+        in_deltas = moved if known else 0.0
         over = question.running and question.max_freeze_s is not None and final_s > question.max_freeze_s
     else:
         image_s = size / GUESSED_IMAGE_BYTES_S
-        seen = forecast(experience.policy(question.max_freeze_s), size, image_s, lacking)
-        precopy_s, moved, final_s = seen.seconds, seen.moved_bytes, seen.final_s
+        seen = forecast(experience.policy(question.max_freeze_s), size, image_s, lacking if known else None)
+        precopy_s, moved, final_s, in_deltas = seen.seconds, seen.moved_bytes, seen.final_s, seen.delta_bytes
         over = seen.refused and (link.measured or seen.rounds == 0)  # else rounds will tell
     if over:
         assert question.max_freeze_s is not None
@@ -214,7 +230,7 @@ def make_plan(question: Question, experience: Experience, refusals: Iterable[str
         question,
         base_transferred=round(question.base.missing * ratio),
         app_transferred=round(question.app_layer.missing * ratio),
-        instance_transferred=round(moved * ratio),
+        instance_transferred=round((moved - in_deltas) * ratio + in_deltas * experience.delta_ratio),
         total_s=sync_s + precopy_s + final_s + (experience.engine_s + experience.health_s if question.running else 0.0),
         freeze_s=freeze_s,
         refusals=tuple(refused),

@@ -1,9 +1,9 @@
 """Return bases: the final image of a finished migration, kept sealed for a while at both ends.
 
 A folder STATE/migrations/ID without a journal is one: the vault with its key, the note of the final image, and
-`basis.json`, which says whose it is and until when. The next migration of that app to this node seeds its own vault
-from it (see `images`); either end may drop it at any time, and the next delta is then a full one. Of each app only
-the newest is kept.
+`basis.json`, which says whose it is and until when. The next migration of that app to or from this node seeds its own
+vault with it (see `images`); either end may drop it at any time, and the next delta is then a full one. Of each app
+only the newest is kept.
 """
 
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from backends.folders import remove_tree
 from chunkstore.vault import Vault
-from p2player.migration.images import IMAGE, TREES, VAULT
+from p2player.migration.images import TREES
+from p2player.migration.kept import IMAGE, VAULT
 from p2player.proto.handoff.fields import Malformed, Real, Text, Whole
 from p2player.statedir import write_atomic
 

@@ -17,7 +17,8 @@ from p2player.apprecord import AppRecord
 from p2player.appstate import AppState
 from p2player.log import Log
 from p2player.migration.basis import wipe
-from p2player.migration.images import VAULT, SourceImages, size_of_tree
+from p2player.migration.images import SourceImages, size_of_tree
+from p2player.migration.kept import VAULT
 from p2player.migration.parts import Parts
 from p2player.migration.register import Register
 from p2player.migration.source import SourceWork
@@ -167,7 +168,7 @@ class Commands:
 
         def make_work(_: Path) -> SourceWork:
             row = partial(register.final_row, migration)
-            return SourceWork(parts, migration, offer, images, experience, max_freeze_s, row)
+            return SourceWork(parts, migration, offer, images, register.bases, experience, max_freeze_s, row)
 
         driver = register.admit(migration, machine, make_work)
         register.start(driver, machine.begin(register.clock.now()))

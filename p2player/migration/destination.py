@@ -149,18 +149,18 @@ class DestinationWork:
             progress=self.progress,
         )
         began_at = trio.current_time()
-        first = await pull(images.first_wants(image))
-        wants = await parts.in_thread(images.all_wants, image)
-        rest = await pull(wants)
+        moved = PullReport()
+        if not await parts.in_thread(images.unfold, image):
+            moved = await pull(images.first_wants(image))
+        lacking = await parts.in_thread(images.lacking, image)
+        moved = moved.merge(await pull(lacking.wants, kin=lacking.kin))
         target = parts.apps.state_path(self._app_id) if final else None
         await parts.in_thread(images.place, image, target, parts.from_thread(self.progress))
-        both = first.merge(rest)
-        total = sum(wants.values())
         pulled = Pulled(
-            total=total,
-            deduplicated=max(total - (both.total - both.deduplicated), 0),
-            transferred=both.transferred,
-            sources={str(node): count for node, count in both.sources.items()},
+            total=lacking.total_bytes,
+            deduplicated=max(lacking.total_bytes - (moved.total - moved.deduplicated), 0),
+            transferred=moved.transferred,
+            sources={str(node): count for node, count in moved.sources.items()},
             seconds=trio.current_time() - began_at,
         )
         self.pulled["instance"] = add_image(self.pulled.get("instance", Pulled()), pulled)

@@ -5,40 +5,59 @@ read again (a stat cache in memory) nor stored again. Destination: chunks arrive
 key. The first image is checked out, each later one patches that tree (`patch`), and the last tree becomes the app's
 instance folder by one rename.
 
-An old image of the same app, kept from an earlier migration (see `basis`), is read out of its vault and sealed anew
-under the key of the present one. The names of its chunks are then the very names that the source asks about: the way
-back moves only what changed, and neither end need know what the other has kept.
+Each image but the first is fetched as what it differs in from the one before, which both ends have: of its manifest
+the difference comes along with the request (`Outline`), of its chunks as deltas. An old image of the same app, kept
+from an earlier migration (see `basis`), serves as the one before the first: both ends seal it anew under the key of
+the present migration (`kept`). Where an end has lost it, or says nothing of deltas, chunks come as they are; where
+only the destination has one, it still spares the chunks that are in it.
 """
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from backends.folders import remove_tree
 from chunkstore.checkout import checkout
-from chunkstore.codec import pack_all
-from chunkstore.digest import Buffer, ChunkId, LayerId, chunk_id
-from chunkstore.errors import ChunkMissing, StoreDamaged, StoreError
+from chunkstore.chunker import MANIFEST, cut
+from chunkstore.codec import decompress_against, pack_all
+from chunkstore.digest import ChunkId, LayerId, chunk_id, layer_id
+from chunkstore.errors import BadGroup, StoreError
 from chunkstore.importer import import_tree
-from chunkstore.manifest import Manifest, load
-from chunkstore.tree_errors import ManifestInvalid
+from chunkstore.manifest import Manifest
 from chunkstore.vault import Vault
 from p2player.errors import Refused
+from p2player.kin import Basis, Kin
+from p2player.migration.kept import VAULT, manifest_of, note_image, reseal
+from p2player.migration.lineage import Ancestor, Lineage
 from p2player.migration.patch import patch
 from p2player.migration.seams import Progress
-from p2player.proto.handoff import fields, messages
-from p2player.proto.handoff.fields import Malformed
+from p2player.proto.delta_wire import MAX_WHOLE_MANIFEST_BYTES
 from p2player.proto.handoff.messages import MAX_FRESH, MAX_MANIFEST_CHUNKS, Chunk, Image
+from p2player.sources import Source
 from p2player.statedir import sync_folder
 
-VAULT = "vault"
-IMAGE = "image"
 TREES = "trees"
 SCRATCH = "scratch"
 
-SEED_CHUNKS = 256
+KIN_BYTES = 2 << 10
+"""Of lacking chunks; for less, nobody looks for relatives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An image that was taken.
+
+    Attributes:
+        image: what the destination is told of it.
+        fresh_bytes: uncompressed bytes in chunks that the image before did not have.
+        as_delta: whether there is an image before that the destination probably has.
+    """
+
+    image: Image
+    fresh_bytes: int
+    as_delta: bool
 
 
 class SourceImages:
@@ -54,16 +73,27 @@ class SourceImages:
         self._folder = folder
         self._state = state
         self._cache = _StatCache()
-        self._before: dict[ChunkId, int] = {}
+        self._lineage = Lineage(self.vault)
 
-    def take(self, *, final: bool, progress: Progress | None = None) -> tuple[Image, int]:
+    @property
+    def source(self) -> Source:
+        """What the destination may read."""
+        return self._lineage.source()
+
+    def seed(self, old: Path, progress: Progress | None = None) -> None:
+        """Take over the image that an earlier migration left in folder `old`, if the destination may have it too.
+
+        What cannot be read there any more is simply not taken over.
+        """
+        found = reseal(old, self.vault, progress)
+        if found is not None:
+            self._lineage.add(found[0])
+
+    def take(self, *, final: bool, progress: Progress | None = None) -> Taken:
         """Import the folder as it is now.
 
         Args:
             progress: called with bytes done and in total; may raise to cancel.
-
-        Returns:
-            The image, and how many bytes of it the image before did not have.
 
         Raises:
             StoreError: it cannot be read, does not rest, or the disk is full.
@@ -73,22 +103,42 @@ class SourceImages:
         if len(imported.manifest_chunks) > MAX_MANIFEST_CHUNKS:
             raise Refused("the instance layer has too many files to be moved")
         lengths = {name: len(data) for name, data in self.vault.read(imported.manifest_chunks)}
+        before = self._lineage.newest
+        had = frozenset(() if before is None else before.chunks)
         chunks = imported.manifest.chunks()
-        fresh = {name: length for name, length in chunks.items() if name not in self._before}
-        self._before = chunks
+        fresh = {name: length for name, length in chunks.items() if name not in had}
+        newest = Ancestor.of(imported.layer_id, imported.manifest, imported.manifest_chunks, imported.manifest_size)
+        listed = before is None and len(fresh) <= MAX_FRESH
         image = Image(
             imported.layer_id,
             imported.size,
             tuple(Chunk(name, lengths[name]) for name in imported.manifest_chunks),
-            tuple(Chunk(*pair) for pair in fresh.items()) if len(fresh) <= MAX_FRESH else (),
+            tuple(Chunk(*pair) for pair in fresh.items()) if listed else (),
+            self._lineage.outline(newest),
         )
+        self._lineage.add(newest)
         if final:
             note_image(self._folder, image)
-        return image, sum(fresh.values())
+        return Taken(image, sum(fresh.values()), before is not None)
 
     def close(self) -> None:
         """Let go of the vault; it stays on the disk."""
         self.vault.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """What of an image is not here.
+
+    Attributes:
+        total_bytes: of the whole image and its manifest.
+        wants: the missing chunks, with their lengths.
+        kin: how they are related to an image that is here; None where none is, or nothing is gained by it.
+    """
+
+    total_bytes: int
+    wants: Mapping[ChunkId, int]
+    kin: Kin | None
 
 
 class DestinationImages:
@@ -105,40 +155,66 @@ class DestinationImages:
         self._folder = folder
         self._trees = 0
         self._placed: tuple[Path, Manifest] | None = None
+        self._basis: tuple[LayerId, Manifest] | None = None
+        self._basis_shared = False
 
     def seed(self, old: Path, progress: Progress | None = None) -> None:
         """Take over the image that an earlier migration left in folder `old`.
 
         What cannot be read there any more is simply not taken over.
         """
-        try:
-            image = read_image(old)
-            with Vault.open(old / VAULT) as vault:
-                names = list(_manifest(vault, image).chunks())
-                for start in range(0, len(names), SEED_CHUNKS):
-                    self.vault.add(pack_all(self._renamed(vault, names[start : start + SEED_CHUNKS])))
-                    if progress is not None:
-                        progress(image.size * start // len(names), image.size)
-        except (ChunkMissing, StoreDamaged, ManifestInvalid, Malformed, FileNotFoundError):
-            return
+        found = reseal(old, self.vault, progress)
+        if found is not None:
+            self._basis = found[0].layer, found[1]
 
-    def _renamed(self, vault: Vault, names: Sequence[ChunkId]) -> Iterator[tuple[ChunkId, Buffer]]:
-        for _, data in vault.read(names):
-            yield chunk_id(data, self.vault.key), data
+    def unfold(self, image: Image) -> bool:
+        """Make the image's manifest out of its outline and the image before; False when that cannot be done.
+
+        Raises:
+            StoreError: the manifest could not be stored.
+        """
+        if self._basis is None:
+            return False
+        basis, old = self._basis
+        if image.layer == basis:
+            return True
+        if image.outline is None or image.outline.basis != basis:
+            return False
+        try:
+            encoded = decompress_against(image.outline.frame, old.encode(), MAX_WHOLE_MANIFEST_BYTES)
+        except BadGroup:
+            return False
+        if layer_id(encoded, self.vault.key) != image.layer:
+            return False
+        self.vault.add(pack_all((chunk_id(piece, self.vault.key), piece) for piece in cut(encoded, MANIFEST)))
+        self._basis_shared = True
+        return not self.vault.missing(ChunkId(chunk.id) for chunk in image.manifest)
 
     def first_wants(self, image: Image) -> dict[ChunkId, int]:
-        """What is asked for at once: the manifest, and what the source says is new."""
-        return {ChunkId(chunk.id): chunk.length for chunk in (*image.manifest, *image.fresh)}
+        """What is asked for at once: the manifest, and what the source says is new unless a delta may do for that."""
+        fresh = image.fresh if self._basis is None else ()
+        return {ChunkId(chunk.id): chunk.length for chunk in (*image.manifest, *fresh)}
 
-    def all_wants(self, image: Image) -> dict[ChunkId, int]:
-        """Everything that the image is made of, once its manifest is here.
+    def lacking(self, image: Image) -> Lacking:
+        """What of an image is not here, once its manifest is.
 
         Raises:
             ManifestInvalid: the chunks are not the manifest that the image names.
             ChunkMissing: one of them is not here.
         """
-        manifest = {ChunkId(chunk.id): chunk.length for chunk in image.manifest}
-        return manifest | _manifest(self.vault, image).chunks()
+        manifest = manifest_of(self.vault, image)
+        chunks = manifest.chunks()
+        missing = self.vault.missing(chunks)
+        wants = {name: length for name, length in chunks.items() if name in missing}
+        total_bytes = sum(chunks.values()) + sum(chunk.length for chunk in image.manifest)
+        return Lacking(total_bytes, wants, self._kin(LayerId(image.layer), manifest, wants))
+
+    def _kin(self, layer: LayerId, manifest: Manifest, wants: Mapping[ChunkId, int]) -> Kin | None:
+        if self._basis is None or sum(wants.values()) < KIN_BYTES:
+            return None
+        shared = self._basis_shared
+        kin = Kin(layer, manifest, wants, Basis(*self._basis, also_at=lambda _: shared), goodput={})
+        return kin if kin.covered_bytes else None
 
     def place(self, image: Image, final: Path | None, progress: Progress | None = None) -> None:
         """Write the image to a folder, durably: to `final`, an empty one, or to one that the next image changes.
@@ -146,9 +222,10 @@ class DestinationImages:
         Raises:
             StoreError: a chunk is missing, or it cannot be written.
         """
-        manifest = _manifest(self.vault, image)
+        manifest = manifest_of(self.vault, image)
         if not self._patch(manifest):
             self._check_out(manifest, progress)
+        self._basis, self._basis_shared = (LayerId(image.layer), manifest), True
         if final is not None:
             assert self._placed is not None
             os.rename(self._placed[0], final)
@@ -195,28 +272,6 @@ class _StatCache:
 
     def remember(self, dev: int, ino: int, payload: bytes) -> None:
         self._payloads[dev, ino] = payload
-
-
-def _manifest(vault: Vault, image: Image) -> Manifest:
-    return load(vault, [ChunkId(chunk.id) for chunk in image.manifest], LayerId(image.layer))
-
-
-def note_image(folder: Path, image: Image) -> None:
-    """Remember which image is the final one. Not synced: losing it costs a basis and nothing else."""
-    raw = fields.encode(messages.Round(1, 1, replace(image, fresh=()), final=True))
-    (folder / IMAGE).write_bytes(raw)
-
-
-def read_image(folder: Path) -> Image:
-    """The final image of an earlier migration.
-
-    Raises:
-        Malformed: the note is damaged.
-        FileNotFoundError: there is none.
-    """
-    with (folder / IMAGE).open("rb") as file:
-        data = file.read(fields.MAX_BYTES + 1)
-    return fields.decode(data, {"Round": messages.Round}).image
 
 
 def size_of_tree(folder: Path) -> int:

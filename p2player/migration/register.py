@@ -268,16 +268,18 @@ def lesson_of(machine: SourceMachine) -> Lesson | None:
     """What a migration taught, if it went through in one run of the node."""
     if machine.outcome is None or machine.outcome.phase not in OVER or machine.final_s is None:
         return None
-    tally, link, offer = machine.tally, machine.policy.link, machine.offer
-    fetched = tally.instance.fetched
+    tally, policy, offer = machine.tally, machine.policy, machine.offer
+    link, deltas = policy.link, policy.delta_link
     return Lesson(
         offer.app_id,
         offer.backend,
         offer.destination,
         goodput_bytes_s=link.goodput_bytes_s if link.measured else None,
         overhead_s=link.overhead_s,
-        wire_ratio=tally.instance.transferred / fetched if fetched >= TELLING_BYTES else None,
+        wire_ratio=machine.plain.ratio(TELLING_BYTES),
         engine_s=max(tally.longest_freeze_s - machine.final_s, 0.0) if offer.running else None,
         health_s=machine.health_s if offer.running else None,
-        dirty_bytes_s=machine.policy.dirty_bytes_s,
+        dirty_bytes_s=policy.dirty_bytes_s,
+        delta_goodput_bytes_s=deltas.goodput_bytes_s if deltas.measured else None,
+        delta_ratio=machine.deltas.ratio(TELLING_BYTES),
     )

@@ -84,7 +84,7 @@ def _work(register: Register, migration: str, machine: Machine, folder: Path) ->
     if isinstance(machine, DestinationMachine):
         return destination_work(register, migration, machine, None, folder)
     row = partial(register.final_row, migration)
-    return SourceWork(register.parts, migration, machine.offer, None, Experience(), None, row)
+    return SourceWork(register.parts, migration, machine.offer, None, register.bases, Experience(), None, row)
 
 
 async def _set_free(register: Register, app_id: str, state: AppState, log: Log) -> None:

@@ -16,8 +16,10 @@ from gossip.inventory import AppRow
 from gossip.messages import Member, NodeId
 from p2player.apprecord import AppRecord
 from p2player.appstate import AppState
+from p2player.kin import Kin
 from p2player.proto.frames import Buffer
 from p2player.proto.roster import HolderHint
+from p2player.sources import Source
 from p2player.transfer import PullReport
 
 Progress = Callable[[int, int], None]
@@ -103,6 +105,7 @@ class Pulls(Protocol):
         holders: Holders,
         *,
         scope: str | None,
+        kin: Kin | None = ...,
         progress: Progress | None = ...,
     ) -> PullReport: ...
 
@@ -110,5 +113,5 @@ class Pulls(Protocol):
 class Exposure(Protocol):
     """Content for one peer; `Serving`."""
 
-    def expose(self, scope: str, content: Content, peer: NodeId) -> None: ...
+    def expose(self, scope: str, source: Source, peer: NodeId) -> None: ...
     def withdraw(self, scope: str) -> None: ...

@@ -7,7 +7,8 @@ from typing import Any
 
 from gossip.messages import NodeId
 from p2player.appstate import AppState
-from p2player.errors import Failed, NotFound
+from p2player.errors import Failed, NotFound, P2PlayerError
+from p2player.migration.basis import BasisShelf
 from p2player.migration.images import SourceImages
 from p2player.migration.parts import Parts
 from p2player.migration.rows import write_row
@@ -39,6 +40,7 @@ class SourceWork:
         migration: str,
         offer: Offer,
         images: SourceImages | None,
+        bases: BasisShelf,
         experience: Experience,
         max_freeze_s: float | None,
         row: Callable[[], Mapping[str, Any]],
@@ -47,6 +49,7 @@ class SourceWork:
         self._migration = migration
         self._offer = offer
         self._images = images
+        self._bases = bases
         self._experience = experience
         self._max_freeze_s = max_freeze_s
         self._row = row
@@ -56,6 +59,7 @@ class SourceWork:
     async def do(self, action: Action) -> Result:
         match action:
             case events.MakePlan():
+                await self._seed(action.basis_bytes)
                 return self._plan(action)
             case events.TakeImage(_, final):
                 return await self._image(final)
@@ -82,7 +86,7 @@ class SourceWork:
     async def send(self, message: Message) -> Message | None:
         match message:
             case messages.Sync() if self._images is not None:
-                self._parts.exposure.expose(self._migration, self._images.vault, NodeId(self._offer.destination))
+                self._parts.exposure.expose(self._migration, self._images.source, NodeId(self._offer.destination))
                 self.spoken_bytes += spoken(message)
             case messages.Commit() | messages.Abort():
                 message = replace(message, row=write_row(self._row()))
@@ -100,6 +104,15 @@ class SourceWork:
             self._images = None
 
     # -- actions
+
+    async def _seed(self, basis_bytes: int) -> None:
+        """Take up what an earlier migration left here of the app, if it left something at the destination too."""
+        images, basis = self._images, self._bases.find(self._offer.app_id)
+        if images is None or basis is None or not basis_bytes:
+            return
+        progress = self._parts.from_thread(self.progress)
+        with suppress(P2PlayerError):  # then the first image is no delta
+            await self._parts.in_thread(images.seed, basis.folder, progress)
 
     def _plan(self, action: events.MakePlan) -> events.Planned:
         offer, name = self._offer, self._parts.members.name_of
@@ -126,8 +139,8 @@ class SourceWork:
         if not final and self._offer.mode is Mode.LIVE:
             paused_s = (await parts.apps.save(self._offer.app_id)).paused_s
         progress = parts.from_thread(self.progress)
-        image, delta_bytes = await parts.in_thread(images.take, final=final, progress=progress)
-        return events.Imaged(image, delta_bytes, paused_s)
+        taken = await parts.in_thread(images.take, final=final, progress=progress)
+        return events.Imaged(taken.image, taken.fresh_bytes, paused_s, taken.as_delta)
 
     async def _suspend(self) -> None:
         if self._offer.running:

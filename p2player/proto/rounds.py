@@ -11,11 +11,17 @@ a second. Suspending now would leave a final delta of about r * (now - t(n)), an
 Both terms start from what is known of the link and are corrected by every round: large rounds measure the goodput,
 small ones the overhead (round trips, checkout, fsync). No kernel dirty tracking is needed.
 
+d(n) counts whole chunks in which something changed, and those travel as deltas of the image before: one byte of it may
+cost the wire a hundredth of a byte of the first image, or as much. So there are two goodputs in such bytes, one of
+content that travels as it is and one of content that travels as a delta. Before the first delta was seen, it is taken
+to be no faster.
+
 The rule, after each round:
 
 1. the predicted final transfer fits the budget (`max_freeze_s`, or `target_s` where nothing was asked for): suspend;
 2. the deltas stopped shrinking, or `max_rounds` were done: more rounds only cost time. Suspend; with a `max_freeze_s`,
-   which the final transfer would break, refuse instead, before anything was suspended;
+   which the final transfer would break, refuse instead, before anything was suspended. Not after the first image,
+   while nobody knows what a delta costs;
 3. else: one more round.
 
 Pre-copy is skipped where the whole image fits the budget: it could only lengthen the migration. After a first round
@@ -81,9 +87,13 @@ _TELLING_BYTES = 64 << 10
 _MIN_S = 1e-3
 
 
-def observe(link: Link, fetched_bytes: int, seconds: float) -> Link:
-    """`link`, corrected by a transfer that was seen."""
-    if fetched_bytes >= (_LARGE_BYTES if link.measured else _TELLING_BYTES):
+def observe(link: Link, fetched_bytes: int, seconds: float, telling_bytes: int = _TELLING_BYTES) -> Link:
+    """`link`, corrected by a transfer that was seen.
+
+    Args:
+        telling_bytes: so many tell the goodput where that was not measured before.
+    """
+    if fetched_bytes >= (_LARGE_BYTES if link.measured else telling_bytes):
         sample = fetched_bytes / max(seconds - link.overhead_s, seconds / 2, _MIN_S)
         goodput = sample if not link.measured else (link.goodput_bytes_s + sample) / 2
         return replace(link, goodput_bytes_s=goodput, measured=True)
@@ -98,18 +108,40 @@ class RoundPolicy:
         config: budget and limits.
         link: what is known of the link before the first byte.
         dirty_bytes_s: how fast earlier migrations saw this app change; None when none was seen.
+        delta_goodput_bytes_s: how fast they saw such changes move as deltas; likewise.
+
+    Attributes:
+        link: of content that moves as it is.
     """
 
-    def __init__(self, config: RoundConfig, link: Link, dirty_bytes_s: float | None = None) -> None:
+    def __init__(
+        self,
+        config: RoundConfig,
+        link: Link,
+        dirty_bytes_s: float | None = None,
+        delta_goodput_bytes_s: float | None = None,
+    ) -> None:
         self.config = config
         self.link = link
         self.dirty_bytes_s = dirty_bytes_s
         self.rounds = 0
+        self._delta_goodput_bytes_s = delta_goodput_bytes_s
+        self._image_bytes: int | None = None
         self._taken_at: float | None = None
         self._deltas: list[int] = []
+        self._as_delta = False
+
+    @property
+    def delta_link(self) -> Link:
+        """The link for content that moves as a delta."""
+        goodput = self._delta_goodput_bytes_s
+        if goodput is None:
+            return replace(self.link, measured=False)
+        return Link(goodput, self.link.overhead_s, measured=True)
 
     def begin(self, image_bytes: int) -> Verdict:
         """Before anything of the instance layer moved; `image_bytes` is its size."""
+        self._image_bytes = image_bytes
         if self.config.max_freeze_s is not None and self.link.overhead_s > self.config.max_freeze_s:
             return Verdict.REFUSE
         certain = self.link.measured or self.config.max_freeze_s is None
@@ -117,23 +149,27 @@ class RoundPolicy:
             return Verdict.SUSPEND
         return Verdict.ROUND
 
-    def imaged(self, delta_bytes: int, taken_at: float) -> None:
-        """An image was taken, beginning at `taken_at`; it differs in `delta_bytes` from the one before."""
+    def imaged(self, delta_bytes: int, taken_at: float, as_delta: bool = False) -> None:
+        """An image was taken, beginning at `taken_at`; it differs in `delta_bytes` from the one before.
+
+        Args:
+            as_delta: whether these move as a delta.
+        """
         if self._taken_at is not None and taken_at > self._taken_at:
             self.dirty_bytes_s = delta_bytes / (taken_at - self._taken_at)
         self._taken_at = taken_at
         self._deltas.append(delta_bytes)
+        self._as_delta = as_delta
 
     def moved(self, fetched_bytes: int, seconds: float, now: float) -> Verdict:
         """The destination pulled the newest image: `fetched_bytes` of it came over the wire in `seconds`."""
         self.rounds += 1
-        self.link = observe(self.link, fetched_bytes, seconds)
+        self._observe(fetched_bytes, seconds)
         expected = self.expected_delta(now)
-        if expected is not None and self.link.predict(expected) <= self.config.budget_s:
+        if expected is not None and self.delta_link.predict(expected) <= self.config.budget_s:
             return Verdict.SUSPEND
-        if self.rounds < self.config.max_rounds and (expected is None or self._shrinks(expected)):
-            return Verdict.ROUND
-        return self.stuck()
+        useful = expected is None or self._teaches() or self._shrinks(expected, seconds, now)
+        return Verdict.ROUND if useful and self.rounds < self.config.max_rounds else self.stuck()
 
     def stuck(self) -> Verdict:
         """No further round helps, or none is possible."""
@@ -143,10 +179,40 @@ class RoundPolicy:
         """Bytes that a final image taken now would add; None while the dirty rate is unknown."""
         if self.dirty_bytes_s is None or self._taken_at is None:
             return None
-        return self.dirty_bytes_s * max(now - self._taken_at, 0.0)
+        expected = self.dirty_bytes_s * max(now - self._taken_at, 0.0)
+        return expected if self._image_bytes is None else min(expected, max(self._image_bytes, *self._deltas))
 
-    def _shrinks(self, expected: float) -> bool:
-        return expected <= self._deltas[-1] * self.config.shrink
+    def final_s(self, now: float) -> float:
+        """Seconds that the transfer of a final image taken now would take."""
+        return self.delta_link.predict(self.expected_delta(now) or 0.0)
+
+    def _observe(self, fetched_bytes: int, seconds: float) -> None:
+        if not self._as_delta:
+            self.link = observe(self.link, fetched_bytes, seconds)
+            return
+        # A small one is mostly overhead, and says little of how large ones would fare.
+        seen = observe(self.delta_link, fetched_bytes, seconds, _LARGE_BYTES)
+        self.link = replace(self.link, overhead_s=seen.overhead_s)
+        if seen.measured:
+            self._delta_goodput_bytes_s = seen.goodput_bytes_s
+
+    def _teaches(self) -> bool:
+        """Whether the next round is the first to show what a delta costs."""
+        return self.rounds == 1 and not self._as_delta and not self.delta_link.measured
+
+    def _shrinks(self, expected: float, seconds: float, now: float) -> bool:
+        """Whether the next delta is smaller than the last one, or takes so little time that the one after it will be.
+
+        Args:
+            expected: bytes of the next delta.
+            seconds: that the last transfer took.
+        """
+        if expected <= self._deltas[-1] * self.config.shrink:
+            return True
+        assert self._taken_at is not None
+        interval_s = now - self._taken_at
+        next_s = max(interval_s - seconds, 0.0) + self.delta_link.predict(expected)
+        return next_s <= interval_s * self.config.shrink
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +225,7 @@ class Forecast:
         moved_bytes: uncompressed bytes over all images, the final one included.
         final_s: the final transfer.
         refused: whether the bound cannot be met.
+        delta_bytes: of `moved_bytes`, those that move as deltas.
     """
 
     rounds: int
@@ -166,6 +233,7 @@ class Forecast:
     moved_bytes: float
     final_s: float
     refused: bool
+    delta_bytes: float
 
 
 def forecast(policy: RoundPolicy, image_bytes: int, image_s: float = 0.0, first_bytes: int | None = None) -> Forecast:
@@ -174,18 +242,30 @@ def forecast(policy: RoundPolicy, image_bytes: int, image_s: float = 0.0, first_
     Args:
         image_bytes: size of the instance layer.
         image_s: seconds to take one image.
-        first_bytes: of the first image, what the destination lacks; all of it when None.
+        first_bytes: of the first image, what the destination lacks of it, which has an earlier one; None when it has
+            none, and lacks all of it.
     """
     dirty_bytes_s = policy.dirty_bytes_s or 0.0
     verdict = policy.begin(image_bytes)
+    as_delta = first_bytes is not None
     lacking = float(image_bytes if first_bytes is None else first_bytes)
-    now = moved = 0.0
+    now = moved = in_deltas = 0.0
     while verdict is Verdict.ROUND:
         taken_at, now = now, now + image_s
-        policy.imaged(int(lacking), taken_at)
-        seconds = policy.link.predict(lacking)
+        policy.imaged(int(lacking), taken_at, as_delta)
+        seconds = _predict(policy, lacking, as_delta, image_bytes)
         now += seconds
         moved += lacking
+        in_deltas += lacking * as_delta
         verdict = policy.moved(int(lacking), seconds, now)
         lacking = min(dirty_bytes_s * (now - taken_at), image_bytes)
-    return Forecast(policy.rounds, now, moved + lacking, policy.link.predict(lacking), verdict is Verdict.REFUSE)
+        as_delta = True
+    final_s = _predict(policy, lacking, as_delta, image_bytes)
+    refused = verdict is Verdict.REFUSE
+    return Forecast(policy.rounds, now, moved + lacking, final_s, refused, in_deltas + lacking * as_delta)
+
+
+def _predict(policy: RoundPolicy, lacking: float, as_delta: bool, image_bytes: int) -> float:
+    """Seconds for one transfer; a delta is never worse than the whole image as it is."""
+    plain_s = policy.link.predict(image_bytes if as_delta else lacking)
+    return min(plain_s, policy.delta_link.predict(lacking)) if as_delta else plain_s

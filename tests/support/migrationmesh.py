@@ -31,15 +31,18 @@ from backends.base import (
 )
 from backends.errors import AlreadyRunning, NotRunning, StartFailed
 from backends.folders import remove_tree
-from chunkstore.codec import open_group, take
+from chunkstore.codec import open_group, pack, take
 from chunkstore.content import Content
-from chunkstore.digest import ChunkId, LayerId
+from chunkstore.delta.patch import PatchDecoder, PatchEncoder
+from chunkstore.delta.signature import Signature
+from chunkstore.digest import ChunkId, LayerId, chunk_id
 from chunkstore.store import LayerRecord
 from gossip.inventory import AppRow
 from gossip.messages import Member, MemberState, NodeId
 from p2player import errors
 from p2player.apps import Apps
 from p2player.events import EventBus
+from p2player.kin import Kin
 from p2player.log import Log
 from p2player.migration import Migrations, Parts
 from p2player.migration.driver import OnRecord
@@ -47,6 +50,7 @@ from p2player.migration.seams import Holders, Progress
 from p2player.proto.frames import Buffer
 from p2player.proto.handoff.machine import HandoffConfig
 from p2player.proto.roster import HolderHint
+from p2player.sources import Source
 from p2player.transfer import PullReport
 
 BASE, APP = LayerId(b"b" * 32), LayerId(b"a" * 32)
@@ -206,7 +210,8 @@ class PaperNode:
         self.root = root
         self.engine = CounterEngine(name, mesh.world)
         self.layers: set[LayerId] = {BASE, APP} if name == "a" else set()
-        self.exposed: dict[str, tuple[Content, NodeId]] = {}
+        self.exposed: dict[str, tuple[Source, NodeId]] = {}
+        self.knows_deltas = True
         self.claimed: dict[NodeId, int] = {}
         self.up = False
         self.on_record: OnRecord | None = None
@@ -215,6 +220,7 @@ class PaperNode:
         self.events = EventBus()
         self.moves: list[tuple[str, str]] = []
         self.pulls: list[tuple[str, int, int]] = []
+        self.pulled_bytes: list[int] = []
         self.lost: Callable[[NodeId, str], bool] = lambda _node, _method: False
         self.apps: Apps
         self.migrations: Migrations
@@ -342,8 +348,8 @@ class PaperNode:
 
     # -- transfers, serving
 
-    def expose(self, scope: str, content: Content, peer: NodeId) -> None:
-        self.exposed[scope] = (content, peer)
+    def expose(self, scope: str, source: Source, peer: NodeId) -> None:
+        self.exposed[scope] = (source, peer)
 
     def withdraw(self, scope: str) -> None:
         self.exposed.pop(scope, None)
@@ -368,6 +374,7 @@ class PaperNode:
         holders: Holders,
         *,
         scope: str | None,
+        kin: Kin | None = None,
         progress: Progress | None = None,
     ) -> PullReport:
         began_at = trio.current_time()
@@ -383,13 +390,51 @@ class PaperNode:
                 raise errors.Unreachable("the holder is away")
             held, peer = source.exposed[scope]
             assert peer == self.id
-            wire = await trio.to_thread.run_sync(_copy, held, content, [name for name in wants if name in missing])
+            names = [name for name in wants if name in missing]
+            if kin is not None and source.knows_deltas:
+                wire, names = await trio.to_thread.run_sync(_copy_deltas, held, content, kin, node, names)
+            wire += await trio.to_thread.run_sync(_copy, held.content, content, names)
+            self.pulled_bytes.append(wire)
         await trio.sleep(LATENCY_S + wire / self.mesh.goodput_bytes_s)
         if progress is not None:
             progress(total, total)
         self.pulls.append((scope, total, lacking))
         sources = {node: lacking} if lacking else {}
         return PullReport(total, total - lacking, wire, sources, trio.current_time() - began_at)
+
+
+def _copy_deltas(
+    source: Source, target: Content, kin: Kin, holder: NodeId, names: list[ChunkId]
+) -> tuple[int, list[ChunkId]]:
+    """Carry chunks as patches; the bytes of those, and the chunks that are to be carried as they are."""
+    wire, left = 0, dict.fromkeys(names)
+    ask = kin.ask(holder, "", kin.units(names), target)
+    encoder, decoder = PatchEncoder(None), PatchDecoder()
+    new = source.chunks_of(ask.layer)
+    for unit, signature in zip(ask.units, ask.signatures, strict=True):
+        if not unit.relative:
+            continue
+        wanted = dict(source.content.read([new[at] for at in unit.wants]))
+        targets = [wanted[name] for name in kin.wanted(unit)]
+        relative: Signature | list[Buffer]
+        if signature:
+            wire += len(signature)
+            relative = Signature.decode(signature, sum(map(len, kin.read(unit, target))))
+        else:
+            old = source.chunks_of(ask.basis)
+            held = dict(source.content.read([old[at] for at in unit.relative]))
+            relative = [held[old[at]] for at in unit.relative]
+        patch = encoder.encode(targets, relative)
+        data = memoryview(decoder.decode(patch, sum(map(len, targets)), kin.read(unit, target)))
+        wire, at = wire + len(patch), 0
+        for name in kin.wanted(unit):
+            piece = data[at : at + len(wanted[name])]
+            assert chunk_id(piece, target.key) == name
+            target.add([pack([(name, piece)])])
+            del left[name]
+            at += len(piece)
+    target.commit()
+    return wire, list(left)
 
 
 def _copy(source: Content, target: Content, names: list[ChunkId]) -> int:

@@ -12,7 +12,8 @@ from p2player.migration import history, images, rows
 from p2player.migration.basis import BasisShelf, folders, has_image, wipe
 from p2player.migration.destination import _Sum
 from p2player.migration.history import Entry, History
-from p2player.migration.images import DestinationImages, SourceImages, read_image, size_of_tree
+from p2player.migration.images import DestinationImages, SourceImages, size_of_tree
+from p2player.migration.kept import read_image
 from p2player.planning import Lesson
 from p2player.proto.handoff.fields import Malformed
 from p2player.proto.handoff.memory import Epitaph, Fate
@@ -171,20 +172,25 @@ def test_rounds_move_what_changed(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     destination = DestinationImages(tmp_path / "there", source.vault.key)
 
-    image, delta = source.take(final=False)
-    assert delta == 400_001
-    bring(source, destination, destination.first_wants(image))
-    assert destination.vault.missing(destination.all_wants(image)) == set()
-    destination.place(image, None)
+    taken = source.take(final=False)
+    assert (taken.fresh_bytes, taken.as_delta) == (400_001, False)
+    assert not destination.unfold(taken.image)
+    bring(source, destination, destination.first_wants(taken.image))
+    assert not destination.lacking(taken.image).wants
+    destination.place(taken.image, None)
 
     (state / "count").write_text("2")
     (state / "new").write_text("new")
-    image, delta = source.take(final=True)
-    assert delta == 4
-    assert bring(source, destination, destination.first_wants(image)) <= 4
+    taken = source.take(final=True)
+    assert (taken.fresh_bytes, taken.as_delta) == (4, True)
+    assert taken.image.fresh == ()
+    assert destination.unfold(taken.image), "its manifest needs no request"
+    lacking = destination.lacking(taken.image)
+    assert (sum(lacking.wants.values()), lacking.kin) == (4, None)
+    assert bring(source, destination, lacking.wants) == 2
     final = tmp_path / "final"
     final.mkdir()
-    destination.place(image, final)
+    destination.place(taken.image, final)
     assert {path.name: path.read_bytes() for path in final.iterdir()} == {
         path.name: path.read_bytes() for path in state.iterdir()
     }
@@ -194,7 +200,7 @@ def test_rounds_move_what_changed(tmp_path: Path) -> None:
     destination.close()
 
 
-def test_an_old_image_seeds_a_new_vault(tmp_path: Path) -> None:
+def test_an_old_image_at_the_destination_alone_spares_its_chunks(tmp_path: Path) -> None:
     state = make_state(tmp_path / "state")
     first = make_source(tmp_path / "first", state)
     first.take(final=True)
@@ -202,13 +208,15 @@ def test_an_old_image_seeds_a_new_vault(tmp_path: Path) -> None:
 
     (state / "count").write_text("22")
     back = make_source(tmp_path / "back", state)
-    image, _ = back.take(final=True)
+    image = back.take(final=True).image
     (tmp_path / "seeded").mkdir()
     seeded = DestinationImages(tmp_path / "seeded", back.vault.key)
     told: list[tuple[int, int]] = []
     seeded.seed(tmp_path / "first", lambda done, total: told.append((done, total)))
     assert told[0] == (0, 400_001)
-    assert bring(back, seeded, seeded.first_wants(image)) == len(image.manifest) + 1
+    assert not seeded.unfold(image), "the source has no such image"
+    assert bring(back, seeded, seeded.first_wants(image)) == len(image.manifest)
+    assert bring(back, seeded, seeded.lacking(image).wants) == 1
     seeded.place(image, tmp_path / "final")
     assert (tmp_path / "final" / "count").read_text() == "22"
     back.close()

@@ -14,6 +14,7 @@ from p2player.planning import (
     learn,
     make_plan,
 )
+from p2player.proto.delta_choice import FIRST_RATIO
 from p2player.proto.handoff.messages import Mode, Need
 from p2player.proto.handoff.records import Prediction
 from p2player.proto.rounds import Link
@@ -82,7 +83,7 @@ def test_a_guess_of_the_link_refuses_nothing_that_rounds_may_settle() -> None:
 
 def test_a_basis_makes_the_way_back_small() -> None:
     back = make_plan(question(basis_bytes=20 * MB), MEASURED)
-    assert back.instance_transferred == 0.2 * MB
+    assert back.instance_transferred == round(0.4 * MB * FIRST_RATIO)
     assert back.total_s < make_plan(question(), MEASURED).total_s
 
 

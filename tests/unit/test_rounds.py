@@ -68,6 +68,61 @@ def test_rounds_are_limited() -> None:
     assert verdicts == [Verdict.ROUND, Verdict.ROUND, Verdict.SUSPEND]
 
 
+# -- chunks that weigh much less as deltas than they are long
+
+
+def test_rounds_end_when_the_delta_fits_however_long_its_chunks_are() -> None:
+    """64 MB in which every chunk has a change: all are fresh each time, and cost 0.3 s where the image cost 13."""
+    for bound in (None, 0.5):
+        rounds = policy(SLOW, bound)
+        assert rounds.begin(64 * MB) is Verdict.ROUND
+        rounds.imaged(64 * MB, taken_at=0.0)
+        assert rounds.moved(64 * MB, 12.85, now=13.0) is Verdict.ROUND
+        rounds.imaged(64 * MB, taken_at=13.0, as_delta=True)
+        assert rounds.moved(64 * MB, 0.35, now=13.4) is Verdict.SUSPEND
+        assert rounds.final_s(13.4) < 0.1
+        assert rounds.link.goodput_bytes_s == pytest.approx(5 * MB, rel=0.01), "nothing was learned of plain content"
+
+
+def test_a_delta_that_does_not_fit_is_not_promised() -> None:
+    rounds = policy(SLOW, max_freeze_s=0.5)
+    rounds.begin(64 * MB)
+    rounds.imaged(64 * MB, taken_at=0.0)
+    assert rounds.moved(64 * MB, 12.85, now=13.0) is Verdict.ROUND
+    rounds.imaged(64 * MB, taken_at=13.0, as_delta=True)
+    assert rounds.moved(64 * MB, 9.0, now=22.0) is Verdict.ROUND
+    rounds.imaged(64 * MB, taken_at=22.0, as_delta=True)
+    assert rounds.moved(64 * MB, 9.0, now=31.0) is Verdict.REFUSE
+
+
+def test_no_more_is_expected_than_the_whole_image() -> None:
+    rounds = policy(SLOW)
+    rounds.begin(10 * MB)
+    rounds.imaged(10 * MB, taken_at=0.0)
+    rounds.imaged(10 * MB, taken_at=0.5, as_delta=True)
+    assert rounds.expected_delta(100.0) == 10 * MB
+
+
+def test_small_deltas_tell_the_overhead_only() -> None:
+    rounds = policy(SLOW)
+    rounds.imaged(50 * MB, taken_at=0.0)
+    rounds.moved(50 * MB, 10.0, now=10.0)
+    rounds.imaged(100_000, taken_at=10.0, as_delta=True)
+    rounds.moved(100_000, 0.3, now=10.3)
+    assert not rounds.delta_link.measured
+    assert rounds.delta_link.goodput_bytes_s == rounds.link.goodput_bytes_s
+    assert rounds.delta_link.overhead_s == rounds.link.overhead_s > SLOW.overhead_s
+
+
+def test_what_earlier_migrations_saw_of_deltas_spares_a_round() -> None:
+    config = RoundConfig(max_freeze_s=0.5)
+    for goodput, verdict in ((None, Verdict.ROUND), (200.0 * MB, Verdict.SUSPEND)):
+        rounds = RoundPolicy(config, SLOW, 4.0 * MB, goodput)
+        rounds.begin(64 * MB)
+        rounds.imaged(64 * MB, taken_at=0.0)
+        assert rounds.moved(64 * MB, 12.85, now=13.0) is verdict
+
+
 def test_a_tree_that_cannot_be_imaged() -> None:
     assert policy(SLOW).stuck() is Verdict.SUSPEND
     assert policy(SLOW, 1.0).stuck() is Verdict.REFUSE
@@ -101,6 +156,7 @@ def test_forecast_of_a_busy_app() -> None:
     seen = forecast(policy(SLOW, dirty_bytes_s=1.0 * MB), 100 * MB)
     assert 2 <= seen.rounds <= 4
     assert seen.final_s < 0.3
+    assert seen.delta_bytes == pytest.approx(seen.moved_bytes - 100 * MB)
     hopeless = forecast(policy(SLOW, max_freeze_s=0.3, dirty_bytes_s=6.0 * MB), 100 * MB)
     assert hopeless.refused
     unbound = forecast(policy(SLOW, dirty_bytes_s=6.0 * MB), 100 * MB)
@@ -109,7 +165,15 @@ def test_forecast_of_a_busy_app() -> None:
 
 
 def test_forecast_with_a_basis_moves_less() -> None:
-    assert forecast(policy(SLOW), 100 * MB, first_bytes=2 * MB).moved_bytes == pytest.approx(2 * MB)
+    seen = forecast(policy(SLOW), 100 * MB, first_bytes=2 * MB)
+    assert seen.moved_bytes == seen.delta_bytes == pytest.approx(2 * MB)
+
+
+def test_forecast_of_light_deltas() -> None:
+    rounds = RoundPolicy(RoundConfig(max_freeze_s=0.3), SLOW, dirty_bytes_s=6.0 * MB, delta_goodput_bytes_s=200.0 * MB)
+    seen = forecast(rounds, 100 * MB)
+    assert not seen.refused
+    assert seen.final_s <= 0.3
 
 
 @given(
@@ -119,12 +183,22 @@ def test_forecast_with_a_basis_moves_less() -> None:
     overhead=st.floats(0, 10),
     bound=st.one_of(st.none(), st.floats(1e-3, 100)),
     image_s=st.floats(0, 100),
+    deltas=st.one_of(st.none(), st.floats(1e3, 1e10)),
+    basis=st.booleans(),
 )
 def test_forecasts_end_and_keep_the_promise(
-    image: int, dirty: float | None, goodput: float, overhead: float, bound: float | None, image_s: float
+    image: int,
+    dirty: float | None,
+    goodput: float,
+    overhead: float,
+    bound: float | None,
+    image_s: float,
+    deltas: float | None,
+    basis: bool,
 ) -> None:
     link = Link(goodput, overhead, measured=True)
-    seen: Forecast = forecast(policy(link, bound, dirty), image, image_s)
+    rounds = RoundPolicy(RoundConfig(max_freeze_s=bound), link, dirty, deltas)
+    seen: Forecast = forecast(rounds, image, image_s, image // 50 if basis else None)
     assert 0 <= seen.rounds <= RoundConfig().max_rounds
     if bound is None:
         assert not seen.refused

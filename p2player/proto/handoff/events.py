@@ -69,13 +69,15 @@ class Imaged:
     """An image.
 
     Attributes:
-        delta_bytes: uncompressed bytes that the image before did not have.
+        delta_bytes: uncompressed bytes in chunks that the image before did not have.
         pause_s: seconds in which the app did not run for it.
+        as_delta: whether the destination probably has an image that these chunks can be fetched as deltas of.
     """
 
     image: Image
     delta_bytes: int
     pause_s: float = 0.0
+    as_delta: bool = False
 
 
 @dataclass(frozen=True, slots=True)

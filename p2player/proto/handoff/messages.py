@@ -24,6 +24,7 @@ MAX_ROW_CHARS = 32 << 10
 MAX_SOURCES = 256
 MAX_MANIFEST_CHUNKS = 16384
 MAX_FRESH = 8192
+MAX_OUTLINE_BYTES = 256 << 10
 MAX_CHUNK_BYTES = 1 << 20
 
 _CHUNK = struct.Struct("!32sI")
@@ -107,6 +108,19 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
+class Outline:
+    """An image's manifest as what it differs in from that of an image which the destination has.
+
+    Attributes:
+        basis: keyed digest of that one's manifest.
+        frame: one zstd frame of the encoded manifest, which refers to the encoding of the other one.
+    """
+
+    basis: Digest
+    frame: Annotated[bytes, Raw(1, MAX_OUTLINE_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
     """One image of the instance layer, as sealed in the source's vault.
 
@@ -114,13 +128,15 @@ class Image:
         layer: keyed digest of its manifest.
         size: bytes of file content.
         manifest: the chunks of the manifest itself, in order.
-        fresh: what changed since the image before, where that is little: saves the destination a round trip.
+        fresh: all chunks of the first image, where they are few: saves the destination a round trip.
+        outline: of a later image, where that is small: saves it another one, and most of the manifest.
     """
 
     layer: Digest
     size: Bytes
     manifest: Annotated[tuple[Chunk, ...], Packed(MAX_MANIFEST_CHUNKS)]
     fresh: Annotated[tuple[Chunk, ...], Packed(MAX_FRESH)] = ()
+    outline: Annotated[Outline | None, Maybe(Nested(Outline))] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,6 @@ class SourceMachine(SourceGrant):
         policy: when pre-copy stops.
 
     Attributes:
-        tally: what it cost so far.
         outcome: how it ended; None while it has not. `ended_at`: when that was decided.
         warning: of the after_restore hook at the destination.
         progress: bytes (done, total) of the request that the destination works on.
@@ -338,7 +337,7 @@ class SourceMachine(SourceGrant):
                 self._suspend()
             case Verdict.REFUSE:
                 bound = self.policy.config.max_freeze_s or 0.0
-                expected = self.policy.link.predict(self.policy.expected_delta(self._now) or 0.0)
+                expected = self.policy.final_s(self._now)
                 self._abort(
                     "refused",
                     f"the final transfer would take about {expected:.3g} s, over the bound of {bound:.3g} s",
@@ -352,8 +351,9 @@ class SourceMachine(SourceGrant):
 
     def _imaged(self, imaged: events.Imaged) -> None:
         final = self.at is At.FINAL_IMAGE
+        self._as_delta = imaged.as_delta
         if not final:
-            self.policy.imaged(imaged.delta_bytes, self._taken_at)
+            self.policy.imaged(imaged.delta_bytes, self._taken_at, imaged.as_delta)
             self._count_freeze(imaged.pause_s)
         self.tally = replace(self.tally, rounds=self.tally.rounds + 1)
         self.at = At.FINAL_SENT if final else At.SENDING

@@ -8,7 +8,7 @@ that. When both are done the journal may go (`Forget`).
 """
 
 from abc import abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from p2player.proto.handoff import events, messages, records
@@ -40,8 +40,29 @@ class At(StrEnum):
     OVER = "over"
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What images cost that came in the same way: content that had to be fetched, and the wire's bytes for it."""
+
+    content_bytes: int = 0
+    wire_bytes: int = 0
+
+    def add(self, pulled: Pulled) -> "Weighed":
+        """One more."""
+        return Weighed(self.content_bytes + pulled.fetched, self.wire_bytes + pulled.transferred)
+
+    def ratio(self, telling_bytes: int) -> float | None:
+        """Wire bytes for a byte of content; None where there was less content than that."""
+        return self.wire_bytes / self.content_bytes if self.content_bytes >= telling_bytes else None
+
+
 class SourceEnd(Machine):
-    """A source that may come to its end at any time."""
+    """A source that may come to its end at any time.
+
+    Attributes:
+        tally: what it cost so far.
+        plain, deltas: what images cost that came as they are, or as deltas; in this run of the node.
+    """
 
     end = End.SOURCE
 
@@ -53,6 +74,8 @@ class SourceEnd(Machine):
         self.outcome: Outcome | None = None
         self.warning = ""
         self.ended_at: float | None = None
+        self.plain = self.deltas = Weighed()
+        self._as_delta = False
         self._token: int | None = None
         self._attempt = 0
         self._frozen_at: float | None = None
@@ -244,6 +267,10 @@ class SourceEnd(Machine):
 
     def _count(self, pulled: Pulled) -> None:
         self.tally = replace(self.tally, instance=add_image(self.tally.instance, pulled))
+        if self._as_delta:
+            self.deltas = self.deltas.add(pulled)
+        else:
+            self.plain = self.plain.add(pulled)
 
     def _count_freeze(self, seconds: float) -> None:
         self.tally = replace(
