@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.sync.plan import BEST_ON_IMAGES, CASES, CASYNC, DAEMON, LINKS, LOOPBACK, OURS, SSH, WAN
 from bench.sync.results import Figures, SeriesKey
@@ -30,6 +31,7 @@ RIVALS: Final = {
     "casync": ((CASYNC,), "#bbbbbb"),
 }
 """Rivals as they are drawn: contestants of whom the best one counts, and a colour."""
+PLAIN: Final = FuncFormatter(lambda value, _: f"{value:g}")
 OURS_COLOUR: Final = "#d1495b"
 BAR: Final = 0.8 / len(RIVALS)
 
@@ -59,6 +61,8 @@ def _ratios(path: Path, code: str, medians: Medians, verdicts: Sequence[Verdict]
                 _bars(panel, row, medians[key], goals, what)
         panel.axvline(1, color="black", linewidth=1)
         panel.set_xscale("log")
+        panel.margins(x=0.1)
+        panel.xaxis.set_major_formatter(PLAIN)
         panel.set_title(link)
         panel.set_xlabel(f"{what}: p2player / rival (left of 1: p2player is better)")
         panel.grid(axis="x", which="major", color="#dddddd", zorder=0)
@@ -103,7 +107,8 @@ def _links(path: Path, code: str, medians: Medians) -> Path | None:
     cases = [case for case in CASES if case.matrix]
     delays = sorted({link.delay_ms for link in LINKS if link.mbit is not None})
     rates = {link.name: (link.mbit, link.delay_ms) for link in LINKS if link.mbit is not None}
-    if not any(key[0] == case.name and key[1] in rates for key in medians for case in cases):
+    cases = [case for case in cases if len({key[1] for key in medians if key[0] == case.name and key[1] in rates}) > 1]
+    if not cases:
         return None
     drawing = Figure(figsize=(6.5 * len(delays), 4.5 * len(cases)), layout="constrained")
     panels = drawing.subplots(len(cases), len(delays), sharex=True, squeeze=False)
@@ -122,6 +127,10 @@ def _links(path: Path, code: str, medians: Medians) -> Path | None:
                     panel.plot(*zip(*points, strict=True), "o-", color=colour, label=label, linewidth=1.5, markersize=4)
             panel.set_xscale("log")
             panel.set_yscale("log")
+            panel.set_xticks(sorted({mbit for mbit, _ in rates.values() if mbit}), minor=False)
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_formatter(PLAIN)
+                axis.set_minor_formatter(NullFormatter())
             panel.set_title(f"{case.title}, {delay:g} ms one way")
             panel.set_xlabel("link, Mbit/s")
             panel.set_ylabel("MB of tree a second")

@@ -59,8 +59,7 @@ class Runner:
     def _ground(self, series: Series) -> Iterator[Ground]:
         """The pair of a series, copied to where it is measured."""
         case = series.case
-        full = data.CASES[case.name].size_mb
-        if data.workshop.finished(self.work, case.name, None if series.size_mb >= full else series.size_mb) is None:
+        if data.workshop.finished(self.work, case.name, data.CASES[case.name].variant(series.size_mb)) is None:
             self.say(f"making the data of {case.name}, {series.size_mb} MB")
         pair = data.make(case.name, self.work, series.size_mb)
         with placed(self.disk if series.link == ON_DISK and self.disk else self.folder) as folder:
