@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from chunkstore.delta.finecuts import PAGE_BYTES, content_cuts, fine_cuts
+from chunkstore.delta.finecuts import content_cuts, fine_cuts, has_pages, sector_cuts
 from chunkstore.delta.signature import Signature, fingerprint
 from chunkstore.digest import Buffer
 
@@ -43,37 +43,40 @@ class Match:
         return self.offset - self.at
 
 
-def target_cuts(targets: Iterable[Buffer], paged: bool) -> list[int]:
-    """Lengths of the pieces of all targets, in order.
+def target_cuts(targets: Iterable[Buffer], relative: "HeldRelative | Signature") -> list[int]:
+    """Lengths of the pieces of all targets, in order, cut so that they can be found in the relative.
 
-    Args:
-        paged: whether the relative has pages to be found; a chunk that is one of pages by its length alone is cut by
-            its content if not.
+    A chunk that has pages by its length alone is cut by its content if the relative has none.
     """
+    cuts_of = sector_cuts if isinstance(relative, Signature) else fine_cuts
     lengths: list[int] = []
     for chunk in targets:
-        cuts = fine_cuts(chunk)
-        if not paged and cuts and cuts[0] == PAGE_BYTES and cuts[-1] == PAGE_BYTES:
-            cuts = content_cuts(chunk)
-        lengths += cuts
+        lengths += cuts_of(chunk) if relative.paged or not has_pages(chunk) else content_cuts(chunk)
     return lengths
 
 
 class HeldRelative:
-    """A relative whose bytes are at hand: where each of its pieces is."""
+    """A relative whose bytes are at hand: where each of its pieces is.
 
-    def __init__(self, relative: Sequence[Buffer]) -> None:
+    Args:
+        relative: old chunks.
+        targets: what will be looked for; if those have other than pages, pages are also indexed by their content.
+    """
+
+    def __init__(self, relative: Sequence[Buffer], targets: Iterable[Buffer]) -> None:
         self.data = b"".join(relative)
         self.paged = False
         self._places: dict[int, int] = {}
+        by_content = not all(has_pages(chunk) for chunk in targets)
         view = memoryview(self.data)
         at = 0
         for chunk in relative:
             cuts = fine_cuts(chunk)
-            self.paged = self.paged or PAGE_BYTES in cuts
             self._index(view, at, cuts)
-            if cuts and cuts[0] == PAGE_BYTES:
-                self._index(view, at, content_cuts(chunk))
+            if has_pages(chunk):
+                self.paged = True
+                if by_content:
+                    self._index(view, at, content_cuts(chunk))
             at += len(chunk)
 
     def _index(self, view: memoryview, at: int, cuts: Sequence[int]) -> None:

@@ -83,7 +83,7 @@ class PatchEncoder:
         """
         data = b"".join(targets)
         if isinstance(relative, Signature):
-            matches = matches_by_signature(data, target_cuts(targets, relative.paged), relative)
+            matches = matches_by_signature(data, target_cuts(targets, relative), relative)
             ops, held = list(_fill(matches, len(data), _literal)), b""
         else:
             held, ops = _compare(targets, data, relative)
@@ -147,8 +147,8 @@ class PatchDecoder:
 
 def _compare(targets: Sequence[Buffer], data: bytes, relative: Sequence[Buffer]) -> tuple[bytes, list[Op]]:
     """The relative in one piece, and ops that make `data` of it."""
-    held = HeldRelative(relative)
-    pieces = target_cuts(targets, held.paged)
+    held = HeldRelative(relative, targets)
+    pieces = target_cuts(targets, held)
     gaps = Gaps(data, held.data, pieces, [len(chunk) for chunk in targets], [len(chunk) for chunk in relative])
     return held.data, list(_fill(held.matches(data, pieces), len(data), gaps.ops))
 

@@ -1,6 +1,6 @@
 """What is known of a relative whose bytes only the other end holds: a fingerprint and a length for each fine piece.
 
-Encoded, a piece takes 6 bytes of fingerprint and about 2 of length: 0.6 % of ordinary content, 0.15 % of pages.
+Encoded, a piece takes 6 bytes of fingerprint and, unless it is of a page, about 2 of length: 0.6 % of any content.
 First come the lengths, each a varint of `length << 1`, or of `length << 1 | 1` and a varint of how many further pieces
 have it too; then the fingerprints. A fingerprint is the lower 48 bits of xxh3-64. Among the pieces of a unit and its
 relative two fall together once in ten million units; whoever applies the patch finds that out by the chunk's digest.
@@ -14,7 +14,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from chunkstore.delta.errors import BadPatch
-from chunkstore.delta.finecuts import PAGE_BYTES, fine_cuts
+from chunkstore.delta.finecuts import SECTOR_BYTES, SECTORS, sector_cuts
 from chunkstore.delta.ops import put_varint, take_varint
 from chunkstore.digest import Buffer
 
@@ -42,8 +42,10 @@ class Signature:
 
     @property
     def paged(self) -> bool:
-        """Whether pages are among the pieces."""
-        return PAGE_BYTES in self.lengths
+        """Whether there are pages among the pieces."""
+        return any(
+            length == SECTOR_BYTES and sum(1 for _ in equal) >= SECTORS for length, equal in groupby(self.lengths)
+        )
 
     def encode(self) -> bytes:
         """As sent to the other end; `decode` says how long that can get."""
@@ -102,7 +104,7 @@ def sign(relative: Sequence[Buffer]) -> Signature:
     for chunk in relative:
         view = memoryview(chunk)
         at = 0
-        for length in fine_cuts(chunk):
+        for length in sector_cuts(chunk):
             fingerprints.append(fingerprint(view[at : at + length]))
             lengths.append(length)
             at += length

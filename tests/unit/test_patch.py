@@ -147,8 +147,8 @@ def test_a_signature_of_pages() -> None:
     old = pages(rng, 256)
     new = [touched(page, rng, 4) if number % 32 == 0 else page for number, page in enumerate(old)]
     told, patch = carried_by_signature(segments(b"".join(new)), segments(b"".join(old)))
-    assert told < 256 * 7
-    assert patch < 8 * PAGE
+    assert told < 256 * 4 * 6 + 50
+    assert patch < 8 * 4 * 1024
 
 
 def test_a_chunk_that_is_no_sequence_of_pages_except_by_its_length() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from chunkstore.codec import Codec, open_group, pack, recompress
 from chunkstore.delta.bytewise import add, count_equal, subtract
 from chunkstore.delta.errors import BadPatch
-from chunkstore.delta.finecuts import fine_cuts
+from chunkstore.delta.finecuts import fine_cuts, sector_cuts
 from chunkstore.delta.levels import LEVELS, RESERVE, WAYS, level_for, way_for
 from chunkstore.delta.ops import Kind, Op, decode_ops, encode_ops
 from chunkstore.delta.signature import MAX_PIECES, Signature, sign
@@ -30,6 +30,7 @@ def test_content_is_cut_finely() -> None:
 
 def test_pages_are_cut_into_pages() -> None:
     assert fine_cuts(bytes(5 * PAGE)) == [PAGE] * 5
+    assert sector_cuts(bytes(5 * PAGE)) == [PAGE // 4] * 20
 
 
 def test_records_are_cut_around_their_pages() -> None:
@@ -58,7 +59,7 @@ def test_a_signature_is_short() -> None:
     assert signature.paged
     assert not sign(relative[:1]).paged
     assert len(encoded) <= 8 * len(signature.lengths) + 8
-    assert len(sign(relative[1:]).encode()) <= 64 * 6 + 8
+    assert len(sign(relative[1:]).encode()) <= 64 * 4 * 6 + 8
 
 
 @pytest.mark.parametrize(
