@@ -2,12 +2,11 @@
 
 Every request has a connection of its own. Long work is answered with a `Location`; `Client.follow` polls it, each
 poll waiting at the node until something changed, and `Client.work` does both and cancels the work when the user
-presses Ctrl-C. Nothing here knows what the documents mean: that is for the commands. Only the standard library is
-imported, as the command line starts with this.
+presses Ctrl-C. Nothing here knows what the documents mean: that is for the commands. Little is imported, and
+`plainhttp` stands in for `http.client`, as the command line starts with this.
 """
 
 import contextlib
-import http.client
 import json
 import os
 import socket
@@ -15,9 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
-from p2player import errors
+from p2player import errors, plainhttp
 
 ANSWER_S: Final = 90.0
 """How long an answer to a question may take."""
@@ -58,7 +56,7 @@ class Answer:
 
 def path(*parts: str) -> str:
     """An API path, each part quoted: `path("v1", "layers", "edge/base")` is `/v1/layers/edge%2Fbase`."""
-    return "/" + "/".join(quote(part, safe="") for part in parts)
+    return "/" + "/".join(plainhttp.quote(part) for part in parts)
 
 
 class Client:
@@ -88,12 +86,10 @@ class Client:
             P2PlayerError: the error that the node answered.
         """
         with self._exchange(method, target, body, ANSWER_S if method == "GET" else COMMAND_S) as response:
-            data = response.read(MAX_ANSWER_BYTES + 1)
+            data = response.body.read(MAX_ANSWER_BYTES + 1)
             if len(data) > MAX_ANSWER_BYTES:
                 raise errors.Failed(f"the node's answer is over {MAX_ANSWER_BYTES} bytes")
-            if response.length:
-                raise http.client.IncompleteRead(data, response.length)
-            location = response.headers.get("Location")
+            location = response.headers.get("location")
         return Answer(response.status, _document(response.status, data), location)
 
     def work(
@@ -140,9 +136,9 @@ class Client:
         """
         with self._exchange("GET", "/v1/events", None, _SILENCE_S) as response:
             if response.status != 200:
-                _document(response.status, response.read(MAX_LINE_BYTES))
+                _document(response.status, response.body.read(MAX_LINE_BYTES))
             kind, data = "message", ""
-            while line := response.readline(MAX_LINE_BYTES):
+            while line := response.body.readline(MAX_LINE_BYTES):
                 name, _, value = line.decode(errors="replace").rstrip("\r\n").partition(":")
                 match name:
                     case "event":
@@ -157,27 +153,25 @@ class Client:
     @contextlib.contextmanager
     def _exchange(
         self, method: str, target: str, body: Mapping[str, Any] | None, timeout_s: float
-    ) -> Iterator[http.client.HTTPResponse]:
+    ) -> Iterator[plainhttp.Answer]:
         """One request on one connection; what goes wrong on the way is told as the user's trouble."""
         payload = None if body is None else json.dumps(body).encode()
         headers = {"Accept": "text/event-stream" if target == "/v1/events" else "application/json"}
         if payload is not None:
             headers["Content-Type"] = "application/json"
-        connection = _UnixConnection(self.socket_path, timeout_s)
         try:
-            try:
-                connection.connect()
-            except OSError as error:
-                raise self._nobody(error) from None
-            connection.request(method, target, payload, headers)
-            yield connection.getresponse()
+            sock = _connected(self.socket_path, timeout_s)
+        except OSError as error:
+            raise self._nobody(error) from None
+        try:
+            yield plainhttp.ask(sock, method, target, headers, payload)
         except TimeoutError:
             raise errors.Unreachable(f"the node on {self.state_dir} did not answer in {timeout_s:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, plainhttp.BadAnswer) as error:
             detail = str(error) or type(error).__name__
             raise errors.Unreachable(f"the node on {self.state_dir} went away: {detail}") from None
         finally:
-            connection.close()
+            sock.close()
 
     def _nobody(self, error: OSError) -> errors.P2PlayerError:
         if isinstance(error, PermissionError):
@@ -191,31 +185,27 @@ class Client:
         return errors.Unreachable(f"cannot reach the node on {self.state_dir}: {error.strerror or error}")
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket, whose path may be longer than the 107 bytes that the kernel takes."""
+def _connected(socket_path: Path, timeout_s: float) -> socket.socket:
+    """Connect to a unix socket; one whose path is longer than the 107 bytes that the kernel takes, through its folder.
 
-    def __init__(self, socket_path: Path, timeout_s: float) -> None:
-        super().__init__("localhost")
-        self._socket_path = socket_path
-        self._timeout_s = timeout_s
-
-    def connect(self) -> None:
-        """Connect; a long path goes through a descriptor of its folder."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(self._timeout_s)
-            if len(os.fsencode(self._socket_path)) <= _MAX_SOCKET_PATH_BYTES:
-                sock.connect(os.fsencode(self._socket_path))
-            else:
-                folder = os.open(self._socket_path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    sock.connect(f"/proc/self/fd/{folder}/{self._socket_path.name}")
-                finally:
-                    os.close(folder)
-        except BaseException:
-            sock.close()
-            raise
-        self.sock = sock
+    Raises:
+        OSError: nobody listens there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        if len(os.fsencode(socket_path)) <= _MAX_SOCKET_PATH_BYTES:
+            sock.connect(os.fsencode(socket_path))
+        else:
+            folder = os.open(socket_path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sock.connect(f"/proc/self/fd/{folder}/{socket_path.name}")
+            finally:
+                os.close(folder)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def raise_failure(row: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """What every command stands on: where STATE is, the client, groups in a told order, and options that many share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,7 +75,7 @@ class Group(click.Group):
 
 
 class SectionedGroup(Group):
-    """The root: its help puts the commands under headings.
+    """The root: its help puts the commands under headings, and a command's module is imported when it is wanted.
 
     Attributes:
         sections: names of commands by heading.
@@ -83,17 +84,31 @@ class SectionedGroup(Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sections: dict[str, list[str]] = {}
+        self._modules: dict[str, str] = {}
 
-    def add_section(self, heading: str, *commands: click.Command) -> None:
-        """Add commands below a heading."""
-        for command in commands:
-            self.add_command(command)
-        self.sections[heading] = [str(command.name) for command in commands]
+    def add_section(self, heading: str, **modules: Sequence[str]) -> None:
+        """Add commands below a heading: names of them by the module of this package that they are in."""
+        for module, names in modules.items():
+            self.sections.setdefault(heading, []).extend(names)
+            self._modules.update(dict.fromkeys(names, module))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order in which they were added."""
+        return list(self._modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, from its module."""
+        module = self._modules.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(import_module(f"p2player.cli.{module}"), cmd_name)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write each section as a list of names and first sentences."""
-        width = max(map(len, self.commands))
+        width = max(map(len, self._modules))
         for heading, names in self.sections.items():
             with formatter.section(heading):
-                rows = [(f"{name:<{width}}", self.commands[name].get_short_help_str(80)) for name in names]
+                commands = [(name, self.get_command(ctx, name)) for name in names]
+                rows = [(f"{name:<{width}}", command.get_short_help_str(80)) for name, command in commands if command]
                 formatter.write_dl(rows)

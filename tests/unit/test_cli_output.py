@@ -155,7 +155,9 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         yield (*prefix, name)
         if isinstance(command, click.Group):
             yield from _commands(command, (*prefix, name))
@@ -178,7 +180,7 @@ def test_the_help_lists_commands_in_the_order_of_a_days_work(capsys: pytest.Capt
     starts = [place.start() for place in places if place is not None]
     assert len(starts) == len(order)
     assert starts == sorted(starts)
-    assert set(cli.commands) == {name for names in cli.sections.values() for name in names}
+    assert set(cli.list_commands(click.Context(cli))) == {name for names in cli.sections.values() for name in names}
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
