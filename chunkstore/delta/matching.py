@@ -20,6 +20,7 @@ from chunkstore.delta.finecuts import content_cuts, fine_cuts, has_pages, sector
 from chunkstore.delta.signature import Signature, fingerprint
 from chunkstore.digest import Buffer
 
+_FEW: Final = 4  # of so many bytes less than one
 _SHORTEST: Final = 32
 """Pieces below this length are not looked up: to name where they are costs almost what they do."""
 
@@ -43,41 +44,56 @@ class Match:
         return self.offset - self.at
 
 
-def target_cuts(targets: Iterable[Buffer], relative: "HeldRelative | Signature") -> list[int]:
-    """Lengths of the pieces of all targets, in order, cut so that they can be found in the relative.
-
-    A chunk that has pages by its length alone is cut by its content if the relative has none.
-    """
-    cuts_of = sector_cuts if isinstance(relative, Signature) else fine_cuts
-    lengths: list[int] = []
-    for chunk in targets:
-        lengths += cuts_of(chunk) if relative.paged or not has_pages(chunk) else content_cuts(chunk)
-    return lengths
-
-
 class HeldRelative:
-    """A relative whose bytes are at hand: where each of its pieces is.
+    """A relative whose bytes are at hand: where each of its pieces is."""
 
-    Args:
-        relative: old chunks.
-        targets: what will be looked for; if those have other than pages, pages are also indexed by their content.
-    """
-
-    def __init__(self, relative: Sequence[Buffer], targets: Iterable[Buffer]) -> None:
+    def __init__(self, relative: Sequence[Buffer]) -> None:
         self.data = b"".join(relative)
-        self.paged = False
         self._places: dict[int, int] = {}
-        by_content = not all(has_pages(chunk) for chunk in targets)
+        self._pages: list[tuple[int, Buffer]] = []  # chunks that are only indexed by their pages, and where they are
         view = memoryview(self.data)
         at = 0
         for chunk in relative:
-            cuts = fine_cuts(chunk)
-            self._index(view, at, cuts)
+            self._index(view, at, fine_cuts(chunk))
             if has_pages(chunk):
-                self.paged = True
-                if by_content:
-                    self._index(view, at, content_cuts(chunk))
+                self._pages.append((at, chunk))
             at += len(chunk)
+
+    def cuts(self, targets: Iterable[Buffer]) -> list[int]:
+        """Lengths of the pieces of all targets, in order, cut so that they can be found here.
+
+        That a chunk has pages is a guess from its length: if few of them are known, it is cut by its content where
+        that finds more.
+        """
+        lengths: list[int] = []
+        for chunk in targets:
+            cuts = fine_cuts(chunk)
+            paged = has_pages(chunk)
+            found = self._known(chunk, cuts) if paged else 0
+            if not paged or found * _FEW < len(chunk):
+                self._index_pages_by_content()
+            if paged and found * _FEW < len(chunk):
+                by_content = content_cuts(chunk)
+                if self._known(chunk, by_content) > found:
+                    cuts = by_content
+            lengths += cuts
+        return lengths
+
+    def _known(self, chunk: Buffer, cuts: Iterable[int]) -> int:
+        """Bytes of pieces whose fingerprints are known."""
+        view = memoryview(chunk)
+        at = known = 0
+        for length in cuts:
+            if fingerprint(view[at : at + length]) in self._places:
+                known += length
+            at += length
+        return known
+
+    def _index_pages_by_content(self) -> None:
+        view = memoryview(self.data)
+        for at, chunk in self._pages:
+            self._index(view, at, content_cuts(chunk))
+        self._pages.clear()
 
     def _index(self, view: memoryview, at: int, cuts: Sequence[int]) -> None:
         places = self._places
@@ -137,6 +153,12 @@ class HeldRelative:
             gap = min(len(data) - before.end, len(self.data) - before.offset - before.length)
             before.length += _common_prefix(data, before.end, self.data, before.offset + before.length, gap)
             yield before
+
+
+def cuts_for_signature(targets: Iterable[Buffer], relative: Signature) -> list[int]:
+    """Lengths of the pieces of all targets, in order, cut like the relative; pages only if that has any."""
+    cuts_of = sector_cuts if relative.paged else content_cuts
+    return [length for chunk in targets for length in cuts_of(chunk)]
 
 
 def matches_by_signature(data: bytes, pieces: Sequence[int], relative: Signature) -> list[Match]:

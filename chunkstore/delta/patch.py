@@ -35,7 +35,7 @@ from chunkstore import codec
 from chunkstore.delta.bytewise import add, subtract
 from chunkstore.delta.errors import BadPatch
 from chunkstore.delta.levels import way_for
-from chunkstore.delta.matching import HeldRelative, Match, matches_by_signature, target_cuts
+from chunkstore.delta.matching import HeldRelative, Match, cuts_for_signature, matches_by_signature
 from chunkstore.delta.ops import Kind, Op, decode_ops, encode_ops, put_varint, take_varint
 from chunkstore.delta.resemblance import Gaps
 from chunkstore.delta.signature import Signature
@@ -83,7 +83,7 @@ class PatchEncoder:
         """
         data = b"".join(targets)
         if isinstance(relative, Signature):
-            matches = matches_by_signature(data, target_cuts(targets, relative), relative)
+            matches = matches_by_signature(data, cuts_for_signature(targets, relative), relative)
             ops, held = list(_fill(matches, len(data), _literal)), b""
         else:
             held, ops = _compare(targets, data, relative)
@@ -147,8 +147,8 @@ class PatchDecoder:
 
 def _compare(targets: Sequence[Buffer], data: bytes, relative: Sequence[Buffer]) -> tuple[bytes, list[Op]]:
     """The relative in one piece, and ops that make `data` of it."""
-    held = HeldRelative(relative, targets)
-    pieces = target_cuts(targets, held)
+    held = HeldRelative(relative)
+    pieces = held.cuts(targets)
     gaps = Gaps(data, held.data, pieces, [len(chunk) for chunk in targets], [len(chunk) for chunk in relative])
     return held.data, list(_fill(held.matches(data, pieces), len(data), gaps.ops))
 

@@ -161,6 +161,13 @@ def test_a_chunk_that_is_no_sequence_of_pages_except_by_its_length() -> None:
     assert carried_by_signature(new, [old])[1] < 8000
 
 
+def test_a_chunk_of_the_largest_size_is_not_taken_for_pages() -> None:
+    rng = random.Random(18)
+    old = [rng.randbytes(CONTENT.maximum)]
+    new = [b"inserted" + old[0][:-8]]
+    assert carried(new, old) < 100
+
+
 def test_unrelated_content_costs_what_it_costs_alone() -> None:
     rng = random.Random(14)
     text = b" ".join(rng.choices([rng.randbytes(5).hex().encode() for _ in range(500)], k=40_000))
