@@ -32,6 +32,7 @@ The convergence argument is that of Clark et al., "Live Migration of Virtual Mac
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import ceil
 
 
 class Verdict(StrEnum):
@@ -156,7 +157,9 @@ class RoundPolicy:
             as_delta: whether these move as a delta.
         """
         if self._taken_at is not None and taken_at > self._taken_at:
-            self.dirty_bytes_s = delta_bytes / (taken_at - self._taken_at)
+            seen = delta_bytes / (taken_at - self._taken_at)
+            whole = self._image_bytes is not None and delta_bytes >= self._image_bytes
+            self.dirty_bytes_s = max(seen, self.dirty_bytes_s or 0.0) if whole else seen  # it may be dirtied twice over
         self._taken_at = taken_at
         self._deltas.append(delta_bytes)
         self._as_delta = as_delta
@@ -252,12 +255,12 @@ def forecast(policy: RoundPolicy, image_bytes: int, image_s: float = 0.0, first_
     now = moved = in_deltas = 0.0
     while verdict is Verdict.ROUND:
         taken_at, now = now, now + image_s
-        policy.imaged(int(lacking), taken_at, as_delta)
+        policy.imaged(ceil(lacking), taken_at, as_delta)
         seconds = _predict(policy, lacking, as_delta, image_bytes)
         now += seconds
         moved += lacking
         in_deltas += lacking * as_delta
-        verdict = policy.moved(int(lacking), seconds, now)
+        verdict = policy.moved(ceil(lacking), seconds, now)
         lacking = min(dirty_bytes_s * (now - taken_at), image_bytes)
         as_delta = True
     final_s = _predict(policy, lacking, as_delta, image_bytes)

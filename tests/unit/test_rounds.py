@@ -103,6 +103,16 @@ def test_no_more_is_expected_than_the_whole_image() -> None:
     assert rounds.expected_delta(100.0) == 10 * MB
 
 
+def test_an_image_that_changed_as_a_whole_may_change_faster_still() -> None:
+    rounds = policy(SLOW, dirty_bytes_s=5.0 * MB)
+    rounds.begin(10 * MB)
+    rounds.imaged(10 * MB, taken_at=0.0)
+    rounds.imaged(10 * MB, taken_at=10.0, as_delta=True)
+    assert rounds.dirty_bytes_s == 5.0 * MB
+    rounds.imaged(2 * MB, taken_at=11.0, as_delta=True)
+    assert rounds.dirty_bytes_s == 2.0 * MB
+
+
 def test_small_deltas_tell_the_overhead_only() -> None:
     rounds = policy(SLOW)
     rounds.imaged(50 * MB, taken_at=0.0)
