@@ -30,6 +30,7 @@ _PAYS = 15 / 16  # a frame larger than this share of its input is stored raw: it
 _PROBE_ABOVE = 3  # level 1 runs over random bytes at 5 GB/s, slower levels do not: above this, try level 1 first
 _WORTH_REPACKING = 0.97  # of the stored frame
 _MAX_WINDOW_LOG = 27
+_KEPT_UP_TO = 9
 _ENDS_ONE_IN = 4  # of the chunks after which a group of a fair size may end: most do so before they are full
 
 
@@ -352,7 +353,10 @@ def _expand(frame: Buffer, least: int, most: int, decompressor: zstandard.ZstdDe
 
 
 class _Contexts(threading.local):
-    """This thread's zstd contexts; making one costs more than compressing a small chunk."""
+    """This thread's zstd contexts; making one costs more than compressing a small chunk.
+
+    Those of slow levels are not kept: their tables take tens of MiB, and much longer to be used than to be made.
+    """
 
     def __init__(self) -> None:
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}
@@ -365,7 +369,9 @@ _contexts = _Contexts()
 def _compressor(level: int) -> zstandard.ZstdCompressor:
     compressor = _contexts.compressors.get(level)
     if compressor is None:
-        compressor = _contexts.compressors[level] = zstandard.ZstdCompressor(level=level)
+        compressor = zstandard.ZstdCompressor(level=level)
+        if level <= _KEPT_UP_TO:
+            _contexts.compressors[level] = compressor
     return compressor
 
 

@@ -11,9 +11,9 @@ A *unit* is some chunks that one end wants (the targets) and some old chunks tha
     frame    ops, then the differences of all CHANGE ops; SPARSE and DENSE only
     frame    all literals; absent if there are none. PLAIN: the whole target
 
-Differences and literals are kept apart because they have nothing in common: one is mostly zeros. Where the link is slow
-(see `levels`) and the sender has the relative too, literals are compressed with a dictionary of those bytes of the
-relative that no op reads: the old versions of just these literals, in all likelihood. Differences are byte by byte
+Differences and literals are kept apart because they have nothing in common: one is mostly zeros. Where the sender
+has the relative too and the link is not too fast for it (see `levels`), literals are compressed with a dictionary of
+those bytes of the relative that no op reads: the old versions of just these literals, in all likelihood. Differences are byte by byte
 modulo 256 and not bits, since what changes in memory and in programs are mostly numbers, and many by the same amount
 (Percival, "Naive Differences of Executable Code", 2003).
 
@@ -100,7 +100,7 @@ class PatchEncoder:
         if len(script) > _most_script(len(data)):
             return self._plain(data)
         changes = codec.compress(script + _differences(data, ops, held), self._way.changes)
-        form, frame = self._literals(b"".join(_literal_bytes(data, ops)), b"".join(_unread(ops, held)))
+        form, frame = self._literals(b"".join(_literal_bytes(data, ops)), b"".join(_unread(ops, held)), len(data))
         patch = bytearray((form,))
         put_varint(len(changes), patch)
         patch += changes
@@ -109,11 +109,11 @@ class PatchEncoder:
             return min(self._plain(data), bytes(patch), key=len)
         return bytes(patch)
 
-    def _literals(self, literals: bytes, dictionary: bytes) -> tuple[_Form, bytes]:
+    def _literals(self, literals: bytes, dictionary: bytes, raw_bytes: int) -> tuple[_Form, bytes]:
         if not literals:
             return _Form.SPARSE, b""
         frame: bytes | None = None
-        level = self._way.dictionary
+        level = self._way.dictionary if len(literals) <= self._way.up_to * raw_bytes else None
         if level is not None and _DICTIONARY_LEAST <= len(dictionary) <= _DICTIONARY_MOST * len(literals):
             frame = codec.compress_against(literals, dictionary, level)
             if len(frame) <= _UNRELATED * len(literals):
