@@ -12,7 +12,7 @@ not taken for one when a damaged stretch is scanned for the next sound record.
 
 import struct
 from collections.abc import Iterable
-from typing import NewType
+from typing import NewType, cast
 
 from xxhash import xxh3_64_intdigest
 
@@ -67,6 +67,8 @@ def encode(group: Group, place: Place) -> list[bytes]:
 def decode(view: memoryview, place: Place) -> tuple[Group, int]:
     """The group of the record that starts at `view[0]`, and the record's size; checksums are verified, digests not.
 
+    The group's payload is a part of `view`, not a copy: it keeps in memory what was read with it.
+
     Args:
         view: at least the record; what follows it is ignored.
         place: where the record lies.
@@ -83,14 +85,14 @@ def decode(view: memoryview, place: Place) -> tuple[Group, int]:
     sum_at = payload_at + stored_bytes
     if sum_at + _SUM.size > MAX_RECORD_BYTES or sum_at + _SUM.size > len(view):
         raise BadRecord("cut short")
-    table, payload = view[_HEADER_BYTES:payload_at], bytes(view[payload_at:sum_at])
+    table, payload = view[_HEADER_BYTES:payload_at], view[payload_at:sum_at]
     if view[sum_at : sum_at + _SUM.size] != _body_sum(table, payload, place):
         raise BadRecord("checksum differs")
     ids, lengths = decode_table(table)
     try:
         if check_table(ids, lengths, stored_bytes) != raw_bytes:
             raise BadRecord("header and table differ")
-        return Group(ids, lengths, Codec(codec), payload), sum_at + _SUM.size
+        return Group(ids, lengths, Codec(codec), cast("bytes", payload)), sum_at + _SUM.size
     except (BadGroup, ValueError) as error:
         raise BadRecord(str(error)) from error
 

@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator
 
-from chunkstore.codec import MAX_GROUP_BYTES, MAX_GROUP_CHUNKS, Group, pack, split
+from chunkstore.codec import MAX_GROUP_BYTES, MAX_GROUP_CHUNKS, Codec, Group, pack, split
 from chunkstore.digest import ChunkId
 from chunkstore.errors import BadGroup
 from chunkstore.index import Index
@@ -48,9 +48,14 @@ class Retrieval:
             except BadGroup:
                 self.suspects |= asked
                 continue
-            if len(asked) < len(chunks):
-                self._cache.put(place, chunks)
-            yield from ((name, data) for name, data in chunks.items() if name in asked)
+            if len(asked) == len(chunks):
+                yield from chunks.items()
+            else:
+                if (
+                    group.codec is not Codec.RAW
+                ):  # those cost nothing to open, and would keep all that was read with them
+                    self._cache.put(place, chunks)
+                yield from ((name, data) for name, data in chunks.items() if name in asked)
 
     def _servings(self, wanted: set[ChunkId]) -> Iterator[tuple[Group, set[ChunkId], bool]]:
         for place, group, asked in self._fetch(wanted):
