@@ -9,8 +9,9 @@ one before and hardly better (10 to 15, 17, 18) are left out.
 Patches
 -------
 `WAYS` was measured on 62 MB of programs that were compiled again (git, qemu, openssl, python, libssl), encoded in units
-of 4 MiB against 8 MiB; plain zstd -3 of the same chunks takes 21.3 MB. What is found at which place, and how much differs there,
-is the same on every way; the literals of most are compressed with the old bytes that face them as a dictionary.
+of 4 MiB against 8 MiB; plain zstd -3 of the same chunks takes 21.3 MB. What is found at which place, and how much
+differs there, is the same on every way; the literals of most are compressed with the old bytes that face them as a
+dictionary.
 
     way                                     patches   MB/s to encode
     changes 1, literals 1, no dictionary     10.7 MB              117

@@ -11,19 +11,19 @@ A *unit* is some chunks that one end wants (the targets) and some old chunks tha
     frame    ops, then the differences of all CHANGE ops; SPARSE and DENSE only
     frame    all literals; absent if there are none. PLAIN: the whole target
 
-Differences and literals are kept apart because they have nothing in common: one is mostly zeros. Where the sender
-has the relative too and the link is not too fast for it (see `levels`), literals are compressed with a dictionary of
-those bytes of the relative that no op reads: the old versions of just these literals, in all likelihood. Differences are byte by byte
-modulo 256 and not bits, since what changes in memory and in programs are mostly numbers, and many by the same amount
-(Percival, "Naive Differences of Executable Code", 2003).
+Differences and literals are kept apart because they have nothing in common: one is mostly zeros. Where the sender has
+the relative too and the link is not too fast for it (see `levels`), literals are compressed with a dictionary of those
+bytes of the relative that no op reads: the old versions of just these literals, in all likelihood. Differences are
+taken byte by byte, modulo 256, and not bit by bit, since what changes in memory and in programs are mostly numbers, and
+many by the same amount (Percival, "Naive Differences of Executable Code", 2003).
 
 A unit stands by itself: one that is lost or refused spoils no other. Units that shared their history would be 1 %
 smaller.
 
 Nothing here is believed by the receiver: what comes out is verified by the digests of its chunks. The decoder's memory
 is bounded by the target's size and the relative's, whatever the patch says, because frames declare their size and ops
-are limited to a 64th of the target. The encoder compresses the target plainly instead where that is likely to take
-fewer bytes.
+are limited to a 64th of the target. The encoder compresses the target plainly where that takes fewer bytes; it tries if
+the target is small, if ops explain little each, or if a sample of what they explain shrinks to next to nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
