@@ -15,6 +15,7 @@ from chunkstore.content import Content
 from chunkstore.entries import Entry, Kind
 from chunkstore.filememory import Memory
 from chunkstore.holes import ShortRead, file_windows
+from chunkstore.images import qcow2
 from chunkstore.images.errors import ImageInvalid, ImageUnsupported
 from chunkstore.images.layout import Layout
 from chunkstore.images.recognise import by_tables, reader
@@ -58,7 +59,7 @@ def import_file(
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with Ingest(content) as ingest:
-                table = _table(ingest, fd, memory, progress)
+                table = _table(ingest, fd, found, memory, progress)
                 if table is None:
                     raise TreeChanged(place)
                 folder = Entry(b"", Kind.DIRECTORY, _FOLDER_MODE)
@@ -71,12 +72,14 @@ def import_file(
         raise TreeUnreadable(place, error.strerror or str(error)) from None
 
 
-def _table(ingest: Ingest, fd: int, memory: Memory, progress: Progress | None) -> bytes | None:
+def _table(
+    ingest: Ingest, fd: int, kind: SourceKind, memory: Memory, progress: Progress | None
+) -> bytes | None:
     """The extents of an open file, from memory or read; None if it does not hold still."""
     for _ in range(_READS):
         before = os.fstat(fd)
         meter = Meter(progress, before.st_size)
-        layout = _layout(fd, before.st_size)
+        layout = _layout(fd, before.st_size, kind)
         known = memory.propose(before)
         if known is not None and not known.cut_by and not ingest.missing(known.chunk_ids):
             meter.finish()
@@ -94,8 +97,12 @@ def _table(ingest: Ingest, fd: int, memory: Memory, progress: Progress | None) -
     return None
 
 
-def _layout(fd: int, size: int) -> Layout | None:
+def _layout(fd: int, size: int, kind: SourceKind) -> Layout | None:
+    """As in a tree, but for damage, which is told."""
     try:
-        return by_tables(reader(fd), size)
+        layout = by_tables(reader(fd), size)
+        if layout is None and kind is SourceKind.QCOW2:
+            qcow2.segments(reader(fd), size)  # too small for a layout to pay
     except ImageUnsupported:
         return None
+    return layout

@@ -148,9 +148,8 @@ class SavedMemory:
         if not buffer.startswith(LIBVIRT_MAGIC, at):
             self._step = self._stream
             return at
-        _, version, data_bytes, _, compressed, _ = _LIBVIRT.unpack_from(buffer, at)
-        if version not in _LIBVIRT_VERSIONS:
-            _, version, data_bytes, _, compressed, _ = _SWAPPED.unpack_from(buffer, at)
+        header = _LIBVIRT if buffer[at + 16 : at + 18] != b"\0\0" else _SWAPPED
+        _, version, data_bytes, _, compressed, _ = header.unpack_from(buffer, at)
         if version not in _LIBVIRT_VERSIONS:
             raise self._unsupported(at + 16, f"a save file of version {version}")
         if compressed:
