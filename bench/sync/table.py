@@ -9,7 +9,7 @@ from bench.figures import spell_bytes, spell_s
 from bench.sync import memory
 from bench.sync.plan import CASES, OURS
 from bench.sync.results import Figures, SeriesKey
-from bench.sync.targets import Verdict, What
+from bench.sync.targets import PEAK_PART, Verdict, What
 
 TITLES = {case.name: case.title for case in (*CASES, *(large.case for large in memory.LARGE))}
 METHOD = (
@@ -55,11 +55,17 @@ def _figures(code: str, medians: Mapping[SeriesKey, Mapping[str, Figures]]) -> T
                 spell_s(found.seconds),
                 f"{found.fastest_s:.2f} - {found.slowest_s:.2f}",
                 spell_ratio(ours.seconds, found.seconds) if both and ours else "",
-                spell_bytes(found.wire_bytes),
+                _amount(found),
                 spell_ratio(ours.wire_bytes, found.wire_bytes) if both and ours else "",
                 end_section=number == len(tools) - 1,
             )
     return table
+
+
+def _amount(found: Figures) -> str:
+    """Bytes on the wire; of a run that was about memory, what it took."""
+    peak = found.parts.get(PEAK_PART)
+    return spell_bytes(found.wire_bytes) if peak is None else f"{spell_bytes(peak)} of memory"
 
 
 def _goals(verdicts: Sequence[Verdict]) -> Table:
