@@ -87,8 +87,6 @@ class PatchEncoder:
             ops, held = list(_fill(matches, len(data), _literal)), b""
         else:
             held, ops = _compare(targets, data, relative)
-        if all(op.kind is Kind.LITERAL for op in ops) and (not held or self._way.dictionary is None):
-            return self._plain(data)
         return self._pack(data, ops, held)
 
     def _plain(self, data: bytes) -> bytes:
@@ -99,8 +97,10 @@ class PatchEncoder:
         script = encode_ops(ops)
         if len(script) > _most_script(len(data)):
             return self._plain(data)
-        changes = codec.compress(script + _differences(data, ops, held), self._way.changes)
         form, frame = self._literals(b"".join(_literal_bytes(data, ops)), b"".join(_unread(ops, held)), len(data))
+        if form is _Form.SPARSE and all(op.kind is Kind.LITERAL for op in ops):
+            return bytes((_Form.PLAIN,)) + frame
+        changes = codec.compress(script + _differences(data, ops, held), self._way.changes)
         patch = bytearray((form,))
         put_varint(len(changes), patch)
         patch += changes

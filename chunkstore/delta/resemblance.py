@@ -79,7 +79,7 @@ class Gaps:
             if offset < 0 or offset + length > len(self._relative):
                 continue
             old = self._relative[offset : offset + length]
-            if not _alike(piece, old, _SAMPLES, _ALIKE):
+            if not _alike(piece, old):
                 continue
             left = length - count_equal(piece, old)
             if left < least:
@@ -102,21 +102,25 @@ class Gaps:
 
     def _find_chunk(self, start: int, end: int) -> int | None:
         length = end - start
-        chunk = self._data[start:end]
-        most, best = _CHUNK_ALIKE, None
+        step = _step(length, _CHUNK_SAMPLES)
+        some = self._data[start:end:step]
+        most, best = _CHUNK_ALIKE * len(some), None
         for offset in self._old_starts.get(length, [])[:_MAX_CANDIDATES]:
-            share = _share_alike(chunk, self._relative[offset : offset + length], _CHUNK_SAMPLES)
-            if share > most:
-                most, best = share, offset - start
+            alike = count_equal(some, self._relative[offset : offset + length : step])
+            if alike > most:
+                most, best = alike, offset - start
         return best
 
 
-def _alike(left: bytes, right: bytes, samples: int, share: float) -> bool:
-    return len(left) <= samples or _share_alike(left, right, samples) >= share
-
-
-def _share_alike(left: bytes, right: bytes, samples: int) -> float:
-    """The share of equal bytes in a sample that is spread over both; an odd step, as bytes of words are not alike."""
-    step = len(left) // samples | 1
+def _alike(left: bytes, right: bytes) -> bool:
+    """Whether a sample of both is."""
+    if len(left) <= _SAMPLES:
+        return True
+    step = _step(len(left), _SAMPLES)
     some = left[::step]
-    return count_equal(some, right[::step]) / len(some)
+    return count_equal(some, right[::step]) >= _ALIKE * len(some)
+
+
+def _step(length: int, samples: int) -> int:
+    """How far samples are apart: an odd number, as the bytes of a word differ in kind."""
+    return length // samples | 1
