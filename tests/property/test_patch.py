@@ -115,5 +115,5 @@ def test_bytes_from_anywhere_are_refused_or_read(data: bytes, size: int) -> None
         signature = Signature.decode(data, size)
     except BadPatch:
         return
-    assert sum(signature.lengths) == size
+    assert sum(signature.lengths) <= size
     assert len(signature.lengths) == len(signature.fingerprints)
