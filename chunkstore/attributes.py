@@ -93,11 +93,17 @@ class AttributeWriter:
     """Gives files the attributes of their entries, and counts what this process may not or this filesystem cannot do.
 
     `skipped` counts files, by what they lack: owners, trusted, capabilities, acls, xattrs.
+
+    Args:
+        alike: all regular files that are made are born with the same owner and mode: by one process, with one mode, in
+            folders that were all made for this tree. Then one of them is looked at.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alike: bool = False) -> None:
         self.skipped: Counter[str] = Counter()
         self._not_ours: set[tuple[int, int]] = set()
+        self._alike = alike
+        self._born: tuple[int, int, int] | None = None
 
     def apply(self, file: OpenFile, entry: Entry, *, fresh: bool) -> None:
         """Set every attribute of `entry`, the times last.
@@ -109,11 +115,11 @@ class AttributeWriter:
         Raises:
             OSError: the system refused for another reason than missing rights or support.
         """
-        status = os.stat(file)
-        mode_is_set = status.st_mode & 0o7777 == entry.mode
-        if (status.st_uid, status.st_gid) != (entry.uid, entry.gid):
+        uid, gid, mode = self._present(file, entry, fresh)
+        mode_is_set = mode == entry.mode
+        if uid != entry.uid or gid != entry.gid:
             mode_is_set = False
-            self._chown(file, entry.uid, entry.gid, status.st_gid)
+            self._chown(file, entry.uid, entry.gid, gid)
         if not fresh:
             self._remove_foreign(file, entry)
         for name, value in entry.xattrs:
@@ -125,6 +131,17 @@ class AttributeWriter:
             if name in _ACLS:
                 self._set_xattr(file, name, value)
         os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def _present(self, file: OpenFile, entry: Entry, fresh: bool) -> tuple[int, int, int]:
+        """Owner, group and mode of a file as it is."""
+        as_the_others = self._alike and fresh and entry.kind is Kind.REGULAR
+        if as_the_others and self._born is not None:
+            return self._born
+        status = os.stat(file)
+        present = (status.st_uid, status.st_gid, status.st_mode & 0o7777)
+        if as_the_others:
+            self._born = present
+        return present
 
     def _chown(self, file: OpenFile, uid: int, gid: int, present_gid: int) -> None:
         """Both, or at least the group, which an ordinary user may set to one of their own."""

@@ -114,7 +114,7 @@ class _TreeWriter:
     """Makes everything of a tree but the content of its regular files."""
 
     def __init__(self, manifest: Manifest, root: Beneath, resumed: bool) -> None:
-        self.attributes = AttributeWriter()
+        self.attributes = AttributeWriter(alike=not resumed)
         self.made = sum(entry.kind is not Kind.DIRECTORY for entry in manifest.entries)
         self._entries = manifest.entries
         self._root = root

@@ -51,9 +51,8 @@ class Retrieval:
             if len(asked) == len(chunks):
                 yield from chunks.items()
             else:
-                if (
-                    group.codec is not Codec.RAW
-                ):  # those cost nothing to open, and would keep all that was read with them
+                # A raw one costs nothing to open, and would keep all that was read with it.
+                if group.codec is not Codec.RAW:
                     self._cache.put(place, chunks)
                 yield from ((name, data) for name, data in chunks.items() if name in asked)
 
