@@ -135,6 +135,74 @@ async def test_the_way_back_is_a_small_delta(tmp_path: Path, jump: MockClock) ->
             assert len([path for path in files(mesh[name]) if path.endswith("basis.json")]) == 1
 
 
+class Pages:
+    """A file of pages; each call changes eight bytes in one of a hundred."""
+
+    def __init__(self, state: Path, pages: int) -> None:
+        self._random = random.Random(7)
+        self.path = state / "pages"
+        self.content = bytearray(self._random.randbytes(pages * 4096))
+        self.path.write_bytes(self.content)
+
+    def __call__(self, state: Path) -> None:
+        assert state == self.path.parent
+        self.change()
+
+    def change(self, path: Path | None = None) -> None:
+        pages = len(self.content) // 4096
+        for page in self._random.sample(range(pages), max(pages // 100, 1)):
+            self.content[page * 4096 + 40 : page * 4096 + 48] = self._random.randbytes(8)
+        (path or self.path).write_bytes(self.content)
+
+
+async def test_rounds_weigh_what_changed_and_not_the_chunks_that_it_lies_in(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        mesh.goodput_bytes_s = 1e6
+        app = await mesh.new_app(mesh["a"])
+        pages = mesh["a"].engine.dirty = Pages(mesh["a"].apps.state_path(app), 1000)
+        row = await move(mesh, "a", "b", max_freeze_s=0.5)
+        assert row["state"] == "done"
+        assert (mesh["b"].apps.state_path(app) / "pages").read_bytes() == pages.content
+        first, *later = (lacking for _, _, lacking in mesh["b"].pulls if lacking)
+        assert first > 4_000_000
+        assert max(later) > 200_000, "much of the chunks"
+        assert max(mesh["b"].pulled_bytes[1:]) < 2000, "little of the wire"
+        assert row["layers"]["instance"]["transferred"] < first + 5000
+        assert row["rounds"] <= 3
+
+        plan = await mesh["b"].migrations.plan("game", "a")
+        assert plan["layers"]["instance"]["transferred"] < first / 20
+        mesh["b"].engine.dirty = lambda state: pages.change(state / "pages")
+        back = await move(mesh, "b", "a")
+        assert back["layers"]["instance"]["transferred"] < 10_000
+        assert (mesh["a"].apps.state_path(app) / "pages").read_bytes() == pages.content
+
+
+async def test_rounds_with_a_node_that_knows_no_deltas(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        mesh["a"].knows_deltas = False
+        mesh.goodput_bytes_s = 1e6
+        app = await mesh.new_app(mesh["a"])
+        pages = mesh["a"].engine.dirty = Pages(mesh["a"].apps.state_path(app), 1000)
+        assert (await move(mesh, "a", "b"))["state"] == "done"
+        assert (mesh["b"].apps.state_path(app) / "pages").read_bytes() == pages.content
+        assert max(mesh["b"].pulled_bytes[1:]) > 200_000
+
+
+async def test_an_image_that_only_the_destination_kept_spares_bytes(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        app = await mesh.new_app(mesh["a"])
+        pages = Pages(mesh["a"].apps.state_path(app), 1000)
+        await move(mesh, "a", "b")
+        (sealed,) = (mesh["b"].root / "migrations").glob("*/vault/sealed")
+        sealed.write_bytes(b"noise" * 1000)
+        pages.change(mesh["b"].apps.state_path(app) / "pages")
+        back = await move(mesh, "b", "a")
+        assert back["state"] == "done"
+        assert back["layers"]["instance"]["transferred"] < 200_000, "signatures, and the changed pages"
+        assert (mesh["a"].apps.state_path(app) / "pages").read_bytes() == pages.content
+
+
 async def test_a_damaged_basis_costs_bytes_only(tmp_path: Path, jump: MockClock) -> None:
     async with paper_mesh(tmp_path, "a", "b") as mesh:
         await mesh.new_app(mesh["a"])

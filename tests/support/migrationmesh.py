@@ -77,7 +77,10 @@ class World:
 
 
 class CounterEngine:
-    """An engine whose apps count their starts and saves in `state/count`. `fail` holds what the next calls raise."""
+    """An engine whose apps count their starts and saves in `state/count`.
+
+    `fail` holds what the next calls raise; `dirty` changes the state folder before each save.
+    """
 
     name = "counter"
     capabilities = Capabilities(live=False, cooperative=True, leave_running=True, root=False)
@@ -90,6 +93,7 @@ class CounterEngine:
         self.gone = False
         self.fail: dict[str, list[Exception]] = {}
         self.calls: list[str] = []
+        self.dirty: Callable[[Path], object] = lambda _state: None
 
     def probe(self) -> Probe:
         return Probe(self.name, self.available, "1", None if self.available else "not today")
@@ -153,6 +157,7 @@ class CounterEngine:
         if self.status(layout).state is not EngineState.RUNNING:
             raise NotRunning("it does not run")
         self._world.counts[layout.app_id] += 1
+        self.dirty(layout.state_dir)
         (layout.state_dir / "count").write_text(str(self._world.counts[layout.app_id]))
         return Checkpoint(Moment.now(), paused_s=0.01)
 

@@ -195,6 +195,23 @@ def run_to_grant(machine: SourceMachine, now: float = 0.0) -> float:
     return now + 1
 
 
+def test_images_are_weighed_by_how_they_came() -> None:
+    policy = RoundPolicy(RoundConfig(), Link(1e6, 0.01, measured=True))
+    machine = SourceMachine(replace(offer(), instance_bytes=5_000_000), b"k" * 32, CONFIG, policy)
+    machine.begin(0.0)
+    need = messages.Need()
+    outputs = machine.handle(events.Received(messages.Welcome(1, need, need)), 0.0)
+    machine.handle(events.Done(act(outputs).token, events.Planned(records.Prediction(2.0, 0.5, 100))), 0.0)
+    outputs = machine.handle(events.Received(messages.Synced(2, Pulled(), Pulled())), 1.0)
+    for step, as_delta, wire, now in ((3, False, 5_000_000, 10.0), (4, True, 30_000, 10.2)):
+        machine.handle(events.Done(act(outputs).token, events.Imaged(IMAGE, 5_000_000, 0.0, as_delta)), now - 0.1)
+        outputs = machine.handle(events.Received(messages.Rounded(step, Pulled(5_000_000, 0, wire, {}, 0.1))), now)
+    assert machine.plain.ratio(1) == 1.0
+    assert machine.deltas.ratio(1) == 0.006
+    assert machine.deltas.ratio(1 << 30) is None
+    assert isinstance(journalled(outputs), records.Suspending), "by what the delta cost"
+
+
 def test_freeze_counts_from_the_request_to_the_start_over_there() -> None:
     machine = source_machine()
     suspended_at = run_to_grant(machine)
@@ -478,6 +495,7 @@ SAMPLES: list[messages.Message] = [
     messages.Sync(2, b"k" * 32),
     messages.Synced(2, Pulled(), Pulled(1, 2, 3, {A: 4}, 0.5)),
     messages.Round(3, 1, IMAGE, final=True),
+    messages.Round(5, 2, replace(IMAGE, fresh=(), outline=messages.Outline(b"i" * 32, b"frame"))),
     messages.Rounded(3, Pulled()),
     messages.Ready(3, Pulled()),
     messages.Progress(0, 1, 2, working=False, accepted=True),
@@ -504,8 +522,27 @@ def test_every_message_survives_the_wire() -> None:
 def test_the_largest_image_fits_a_message() -> None:
     chunk = messages.Chunk(b"f" * 32, messages.MAX_CHUNK_BYTES)
     image = messages.Image(b"i" * 32, 1 << 40, (chunk,) * messages.MAX_MANIFEST_CHUNKS, (chunk,) * messages.MAX_FRESH)
-    message = messages.Round(1 << 20, 1024, image)
-    assert messages.decode(messages.encode(message)) == message
+    outline = messages.Outline(b"o" * 32, b"f" * messages.MAX_OUTLINE_BYTES)
+    for each in (image, replace(image, fresh=(), outline=outline)):
+        message = messages.Round(1 << 20, 1024, each)
+        assert messages.decode(messages.encode(message)) == message
+
+
+def test_impossible_outlines_are_malformed() -> None:
+    for outline in (
+        messages.Outline(b"o" * 31, b"f"),
+        messages.Outline(b"o" * 32, b""),
+        messages.Outline(b"o" * 32, b"f" * (messages.MAX_OUTLINE_BYTES + 1)),
+    ):
+        with pytest.raises(fields.Malformed):
+            messages.decode(fields.encode(messages.Round(2, 1, replace(IMAGE, outline=outline))))
+
+
+def test_a_round_without_the_fields_of_later_versions_is_understood() -> None:
+    raw = fields.dump(messages.Round(2, 1, IMAGE))
+    assert isinstance(raw["image"], dict)
+    del raw["image"]["outline"]
+    assert fields.load(raw, messages.FROM_SOURCE) == messages.Round(2, 1, IMAGE)
 
 
 def test_impossible_chunks_are_malformed() -> None:
