@@ -13,18 +13,19 @@ of 4 MiB against 8 MiB; plain zstd -3 of the same chunks takes 21.3 MB. What is 
 differs there, is the same on every way; the literals of most are compressed with the old bytes that face them as a
 dictionary.
 
-    way                                     patches   MB/s to encode
-    changes 1, literals 1, no dictionary     10.7 MB              117
-    changes 3, literals 3, rarely one         9.9 MB              110
-    changes 6, literals 3, dictionary 1       5.2 MB               60
-    changes 12, literals 3, dictionary 1      5.1 MB               51
-    all 19                                    4.5 MB                4
+    way                                     patches   MB/s to encode   of patches
+    changes 1, literals 1, no dictionary     10.7 MB              117           20
+    changes 3, literals 3, rarely one         9.7 MB              105           17
+    changes 6, literals 3, dictionary 1       5.2 MB               60            5
+    changes 12, literals 3, dictionary 1      5.1 MB               51          4.2
+    all 19                                    4.5 MB                4          0.3
 
-The third uses the dictionary only where literals are few: then it still encodes 200 MB/s and more, and two versions of
-a tree of sources take 40 KB instead of 130, a database with 1 % of its rows changed 340 KB instead of 680. What was
-merely edited or moved is encoded at 200 to 450 MB/s on all ways but the last: levels act on what is new. Level 19 for
-little that is new, on links that are not as slow as that, would save a tenth of the bytes and take more time to do it
-than to send them.
+A way is for links that take fewer bytes than it makes, but the dictionary is used up to twice that: without it the link
+would wait for bytes instead. The second way has one only where literals are few: then it still encodes 200 MB/s and
+more, and two versions of a tree of sources take 40 KB instead of 130, a database with 1 % of its rows changed 340 KB
+instead of 680. What was merely edited or moved is encoded at 200 to 450 MB/s on all ways but the last: levels act on
+what is new. Level 19 for little that is new, on links that are not as slow as that, would save a tenth of the bytes and
+take longer to do so than to send them.
 """
 
 from dataclasses import dataclass
@@ -98,9 +99,9 @@ class Way:
 
 
 WAYS: Final = (
-    Way(0.15e6, 19, 19, 19, 1),
-    Way(5e6, 12, 3, 1, 1),
-    Way(30e6, 6, 3, 1, 1),
+    Way(0.2e6, 19, 19, 19, 1),
+    Way(3e6, 12, 3, 1, 1),
+    Way(10e6, 6, 3, 1, 1),
     Way(75e6, 3, 3, 1, 1 / 8),
     Way(float("inf"), 1, 1, None, 0),
 )

@@ -172,7 +172,7 @@ def test_unrelated_content_costs_what_it_costs_alone() -> None:
     rng = random.Random(14)
     text = b" ".join(rng.choices([rng.randbytes(5).hex().encode() for _ in range(500)], k=40_000))
     other = [rng.randbytes(300_000)]
-    for rate in (None, 100e6, 20e6, 2.5e6):
+    for rate in (None, 100e6, 5e6, 2.5e6):
         plain = min(len(compress(text, level)) for level in (1, 3))
         assert carried([text], other, rate) < plain * 1.02 + 64
 
@@ -185,7 +185,7 @@ def test_content_that_repeats_itself_is_not_named_piece_by_piece() -> None:
     assert carried([new], old) <= len(compress(new, 3)) + 16
 
 
-@pytest.mark.parametrize("rate", [None, 1e9, 60e6, 20e6, 2.5e6, 1e5])
+@pytest.mark.parametrize("rate", [None, 1e9, 60e6, 5e6, 2.5e6, 1e5])
 def test_every_way_gives_the_target(rate: float | None) -> None:
     rng = random.Random(16)
     old = b"".join(rng.choices([rng.randbytes(60) for _ in range(300)], k=4000))
