@@ -25,6 +25,7 @@ _MOST_CHANGED: Final = 0.65
 """Measured on recompiled programs and on memory images: from 0.5 to 0.8 the patch hardly changes its size."""
 _SAMPLES: Final = 64
 _ALIKE: Final = 1 / 4  # of a sample's bytes must be equal to look further; unrelated text has about 1/16
+_HARDLY: Final = 8  # of so many bytes less than one changed: no other place is looked at
 _CHUNK_SAMPLES: Final = 256
 _CHUNK_ALIKE: Final = 1 / 3
 _MAX_CANDIDATES: Final = 64
@@ -84,6 +85,8 @@ class Gaps:
             left = length - count_equal(piece, old)
             if left < least:
                 least, best = left, offset
+                if left * _HARDLY < length:
+                    break
         if best < 0 or least > _MOST_CHANGED * (length - piece.count(0)):
             return Op(Kind.LITERAL, length)
         return Op(Kind.CHANGE, length, best)
