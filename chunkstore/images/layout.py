@@ -6,12 +6,12 @@ A layout covers a file with segments, in order and without gaps. A segment with 
 from that address on and becomes one chunk; holes are still taken out of it. A segment without a key is *plain*
 (headers, tables, device state) and is cut by content; neighbouring plain segments are one stretch.
 
-Where guest content meets guest content, segments end at *seams*: where the file goes on in another region of 64
-pages (256 KiB, at multiples of that). Inside a region only ascending addresses go on. Two saves of one guest cut that
-way have the same segments wherever they lie in the file, but for the regions that changed. A region of which little is
-stored (nearly all zero, or only a few pages used) does not end a segment before it has 16 KiB, or there would be a
-chunk for every few hundred bytes; but each 16 MiB of addresses begin with a segment of their own, so that a change
-never moves more than the seams up to there.
+Where guest content meets guest content, segments end at *seams*: where the file goes on in another region (64 pages
+or 256 KiB of memory, 64 KiB of a disk, at multiples of that). Inside a region only ascending addresses go on. Two
+saves of one guest cut that way have the same segments wherever they lie in the file, but for the regions that changed.
+A region of which little is stored (nearly all zero, or only a few pages used) does not end a segment before it has
+16 KiB, or there would be a chunk for every few hundred bytes; but each 16 MiB of addresses begin with a segment of
+their own, so that a change never moves more than the seams up to there.
 
 A layout is asked while the file is read, once, from front to back: it is shown each window before that is cut. Formats
 with tables know everything before; a stream shows its structure only as it goes by.
@@ -25,8 +25,11 @@ from chunkstore.images.errors import ImageInvalid
 
 PAGE_BYTES = 4096
 REGION_BYTES = 64 * PAGE_BYTES
-"""Seams lie at multiples of this in the guest's addresses."""
-COARSE_BYTES = 64 * REGION_BYTES
+"""Seams in memory lie at multiples of this in the guest's addresses."""
+DISK_REGION_BYTES = 16 * PAGE_BYTES
+"""The same for disks, whose changes are scattered and whose content seldom moves: smaller pieces find more that is
+the same, and cost little."""
+COARSE_BYTES = 16 << 20
 LEAST_BYTES = 16 << 10
 
 _REST = 1 << 63

@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Iterator
 
 from chunkstore.images.errors import ImageInvalid, ImageUnsupported
-from chunkstore.images.layout import REGION_BYTES, Key, ReadAt, Segment, may_end
+from chunkstore.images.layout import DISK_REGION_BYTES, Key, ReadAt, Segment, may_end
 
 MAGIC = b"QFI\xfb"
 SPACE = "disk"
@@ -132,13 +132,13 @@ def _cut(guests: "array[int]", bits: int, size: int) -> Iterator[Segment]:
                 start, key = offset, None
             continue
         first = (guest - 1) << bits
-        for address in range(first, first + cluster, REGION_BYTES):  # a large cluster is several regions
-            goes_on = address == last + min(cluster, REGION_BYTES) and address % REGION_BYTES
+        for address in range(first, first + cluster, DISK_REGION_BYTES):  # a large cluster is several regions
+            goes_on = address == last + min(cluster, DISK_REGION_BYTES) and address % DISK_REGION_BYTES
             if key is None or (not goes_on and may_end(offset - start, last, address)):
                 if offset > start:
                     yield Segment(start, offset - start, key)
                 start, key = offset, Key(SPACE, address)
             last = address
-            offset += REGION_BYTES
+            offset += DISK_REGION_BYTES
     if size > start:
         yield Segment(start, size - start, key)

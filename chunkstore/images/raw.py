@@ -13,7 +13,7 @@ import struct
 from itertools import pairwise
 
 from chunkstore.holes import Window
-from chunkstore.images.layout import REGION_BYTES, Key, Segment
+from chunkstore.images.layout import DISK_REGION_BYTES, Key, Segment
 
 SPACE = "disk"
 HEAD_BYTES = 0x10048
@@ -48,8 +48,8 @@ class RawDisk:
 
     def segment_at(self, offset: int) -> Segment:
         """See `Layout`."""
-        start = offset // REGION_BYTES * REGION_BYTES
-        return Segment(start, REGION_BYTES, Key(SPACE, start))
+        start = offset // DISK_REGION_BYTES * DISK_REGION_BYTES
+        return Segment(start, DISK_REGION_BYTES, Key(SPACE, start))
 
 
 def _has_partitions(head: bytes) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from chunkstore.holes import Window
 from chunkstore.images.errors import ImageInvalid, ImageUnsupported
-from chunkstore.images.layout import REGION_BYTES, Key, ReadAt, Segment
+from chunkstore.images.layout import DISK_REGION_BYTES, Key, ReadAt, Segment
 from chunkstore.images.qcow2 import segments
 from chunkstore.images.raw import HEAD_BYTES, RawDisk, is_disk
 from chunkstore.images.recognise import LEAST_IMAGE_BYTES, by_head, by_tables, open_layout
@@ -24,23 +24,24 @@ def laid_out(data: bytes) -> list[Segment]:
     return list(segments(reads(data), len(data)))
 
 
-def keyed(data: bytes) -> list[tuple[int, int]]:
-    """Address and length of each segment in clusters of 64 KiB."""
-    return [(s.key.address // CLUSTER, s.length // CLUSTER) for s in laid_out(data) if s.key is not None]
+def keyed(data: bytes, cluster: int = CLUSTER) -> list[tuple[int, int]]:
+    """Address and length of each segment in clusters."""
+    return [(s.key.address // cluster, s.length // cluster) for s in laid_out(data) if s.key is not None]
 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_clusters_in_order(version: int) -> None:
-    data = qcow2(range(10), version=version)
+    data = qcow2(range(10), bits=14, version=version)
     found = laid_out(data)
-    assert found[0] == Segment(0, 3 * CLUSTER, None)
-    assert [s.key for s in found[1:]] == [Key("disk", at * REGION_BYTES) for at in range(3)]
+    assert found[0] == Segment(0, 3 << 14, None)
+    assert [s.key for s in found[1:]] == [Key("disk", at * DISK_REGION_BYTES) for at in range(3)]
     assert found[-1].end == len(data)
-    assert keyed(data) == [(0, 4), (4, 4), (8, 2)]
+    assert keyed(data, 1 << 14) == [(0, 4), (4, 4), (8, 2)]
 
 
 def test_clusters_in_disorder_and_not_in_use() -> None:
-    assert keyed(qcow2([9, 10, 2, 3, None, 4, 6, 7, 8])) == [(9, 2), (2, 2), (4, 1), (6, 2), (8, 1)]
+    disk = qcow2([9, 10, 2, 3, None, 4, 6, 7, 8], bits=14)
+    assert keyed(disk, 1 << 14) == [(9, 2), (2, 2), (4, 1), (6, 2), (8, 1)]
 
 
 def test_the_same_disk_written_in_another_order() -> None:
@@ -55,8 +56,8 @@ def test_sizes_of_clusters(bits: int) -> None:
     data = qcow2(range(count), bits=bits)
     found = [s for s in laid_out(data) if s.key is not None]
     assert sum(s.length for s in found) == count << bits
-    assert all(s.length <= REGION_BYTES for s in found)
-    assert [s.key.address for s in found if s.key] == list(range(0, count << bits, REGION_BYTES))
+    assert all(s.length <= DISK_REGION_BYTES for s in found)
+    assert [s.key.address for s in found if s.key] == list(range(0, count << bits, DISK_REGION_BYTES))
 
 
 def test_a_last_cluster_that_is_short() -> None:
@@ -161,7 +162,8 @@ def test_disks_are_known_by_their_marks(marks: tuple[tuple[int, bytes], ...], tm
     assert is_disk(disk)
     (tmp_path / "disk").write_bytes(disk)
     assert list(open_layout(tmp_path / "disk")) == [
-        Segment(at, min(REGION_BYTES, 600_000 - at), Key("disk", at)) for at in range(0, 600_000, REGION_BYTES)
+        Segment(at, min(DISK_REGION_BYTES, 600_000 - at), Key("disk", at))
+        for at in range(0, 600_000, DISK_REGION_BYTES)
     ]
 
 
