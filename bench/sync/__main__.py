@@ -6,6 +6,7 @@ long as the product's code is the same.
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +32,7 @@ LINK_NAMES = [link.name for link in plan.LINKS]
 @click.option("--link", "links", multiple=True, type=click.Choice(LINK_NAMES), help="As --case.")
 @click.option("--tool", "names", multiple=True, type=click.Choice(plan.TOOLS), help="As --case.")
 @click.option("--runs", type=click.IntRange(1, 99), help="Of each contestant; else 5 on loopback, 3 on shaped links.")
+@click.option("--budget", "budget_s", type=click.FloatRange(1, 30), help="Seconds of the slowest run on a shaped link.")
 @click.option("--quick", is_flag=True, help="Under ten minutes: smaller trees, fewer contestants and runs.")
 @click.option("--fresh", is_flag=True, help="Do again what was done for this state of the code.")
 @click.option("--report-only", is_flag=True, help="Measure nothing; show what there is.")
@@ -45,6 +47,7 @@ def main(
     links: tuple[str, ...],
     names: tuple[str, ...],
     runs: int | None,
+    budget_s: float | None,
     quick: bool,
     fresh: bool,
     report_only: bool,
@@ -68,6 +71,8 @@ def main(
     else:
         done = set() if fresh else results.done
         effort = plan.QUICK if quick else plan.FULL
+        if budget_s is not None:
+            effort = replace(effort, budget_s=budget_s)
         planned = list(
             plan.series(effort, state, done, cases=cases, links=links, tools=names, runs=runs, disk=disk is not None)
         )

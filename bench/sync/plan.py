@@ -87,17 +87,17 @@ class Case:
 
 
 CASES = (
-    Case("cold-tree", "cold tree", 1.0, old=False, matrix=True),
-    Case("cold-file", "cold file", 1.0, old=False),
-    Case("edits", "1 % scattered edits, one insertion", 0.1),
-    Case("renamed", "renamed and moved files", 1.0),
-    Case("releases", "two releases of an application", 0.5),
-    Case("log", "appended log", 0.1),
-    Case("sqlite", "SQLite database, rewritten blocks", 0.3),
-    Case("ext4", "ext4 image, rewritten blocks", 0.3),
-    Case("vm-saves", "two saves of one VM", 0.15, matrix=True),
-    Case("process-dumps", "two dumps of one process", 0.3),
-    Case("noop", "nothing changed", 0.02, noop=True),
+    Case("cold-tree", "cold tree", 1.1, old=False, matrix=True),
+    Case("cold-file", "cold file", 1.1, old=False),
+    Case("edits", "1 % scattered edits, one insertion", 0.04),
+    Case("renamed", "renamed and moved files", 0.35),
+    Case("releases", "two releases of an application", 0.6),
+    Case("log", "appended log", 0.03),
+    Case("sqlite", "SQLite database, rewritten blocks", 0.4),
+    Case("ext4", "ext4 image, rewritten blocks", 0.08),
+    Case("vm-saves", "two saves of one VM", 0.03, matrix=True),
+    Case("process-dumps", "two dumps of one process", 0.4),
+    Case("noop", "nothing changed", 0.01, noop=True),
 )
 
 
