@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chunkstore.chunker import MANIFEST
+from p2player.proto.delta_wire import MAX_WHOLE_MANIFEST_BYTES
 from p2player.proto.handoff import events, fields, memory, messages, records, table
 from p2player.proto.handoff.destination import DestinationMachine
 from p2player.proto.handoff.events import Act, Journal, Send, Timer
@@ -523,7 +525,8 @@ def test_the_largest_image_fits_a_message() -> None:
     chunk = messages.Chunk(b"f" * 32, messages.MAX_CHUNK_BYTES)
     image = messages.Image(b"i" * 32, 1 << 40, (chunk,) * messages.MAX_MANIFEST_CHUNKS, (chunk,) * messages.MAX_FRESH)
     outline = messages.Outline(b"o" * 32, b"f" * messages.MAX_OUTLINE_BYTES)
-    for each in (image, replace(image, fresh=(), outline=outline)):
+    outlined = (chunk,) * (MAX_WHOLE_MANIFEST_BYTES // MANIFEST.minimum + 1)
+    for each in (image, replace(image, manifest=outlined, fresh=(), outline=outline)):
         message = messages.Round(1 << 20, 1024, each)
         assert messages.decode(messages.encode(message)) == message
 
