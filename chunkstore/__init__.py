@@ -10,10 +10,11 @@
       collect sweep                    garbage collection: a pure plan, its execution
     vault sealed                       the encrypted content of one migration
 
-    chunker holes                      where bytes are cut; what is left out
+    chunker holes images               where bytes are cut; what is left out; the inside of memory and disk images
     entries manifest manifest_*        what a tree is made of, its canonical encoding, what changed
-    importer ingest reserving treescan statcache    a folder into content
-    tarfiles tarreader tarfields tarsparse acltext sniff    an archive into content
+    importer ingest reserving treescan statcache filememory imagefiles    a folder into content
+    fileimport                         a virtual disk into content
+    tarfiles tarreader tarfields tarsparse acltext sniff storedfile    an archive into content
     checkout staging leftovers filewriter    a manifest back into a folder
     attributes beneath progress tree_errors  what both directions need
 

@@ -72,9 +72,7 @@ def import_file(
         raise TreeUnreadable(place, error.strerror or str(error)) from None
 
 
-def _table(
-    ingest: Ingest, fd: int, kind: SourceKind, memory: Memory, progress: Progress | None
-) -> bytes | None:
+def _table(ingest: Ingest, fd: int, kind: SourceKind, memory: Memory, progress: Progress | None) -> bytes | None:
     """The extents of an open file, from memory or read; None if it does not hold still."""
     for _ in range(_READS):
         before = os.fstat(fd)

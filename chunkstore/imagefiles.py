@@ -117,11 +117,10 @@ class TreeImages:
         map_fd = self._open_map(map_path)
         try:
             try:
-                layout = by_pagemap(criu.Pagemap(self._reader(map_path, map_fd)), status.st_size)
+                layout: Layout | None = by_pagemap(criu.Pagemap(self._reader(map_path, map_fd)), status.st_size)
             except ImageInvalid:
-                yield self._tables(path, fd, status)
-            else:
-                yield layout
+                layout = self._tables(path, fd, status)
+            yield layout
             self._check(map_path, map_fd)
         finally:
             os.close(map_fd)

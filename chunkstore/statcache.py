@@ -18,7 +18,7 @@ from chunkstore.entries import EXTENT, Xattrs, unpack_extents
 RACY_NS = 2_000_000_000
 """A time that lies no longer back than this does not tell one write from the next."""
 
-_VERSION = 2
+_VERSION = 3
 """Of the payloads, and of how files are cut: raise it when either changes, and everything is read once more."""
 
 
