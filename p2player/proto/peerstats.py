@@ -14,6 +14,9 @@ to the first delivery for it, the peer's disk included; it starts as the round t
 A window that was too small gave a rate of window / latency, so the next one is more than twice as large: the start is
 exponential and ends by itself when the rate does not rise any more. QUEUE_S keeps the peer busy while we verify.
 
+A peer that is *alone* has nobody to whom its work could go instead. It is asked for whole stored groups, several at a
+time, even if they take a slow link a second: neighbours that are sent together compress better.
+
 A peer that has gone quiet is believed less and less: `rate_at` falls once the next delivery is overdue.
 """
 
@@ -26,6 +29,10 @@ MAX_WINDOW_BYTES: Final = 16 << 20
 MAX_ASK_BYTES: Final = 4 << 20
 ASKS_A_WINDOW: Final = 4
 QUEUE_S: Final = 0.05
+ALONE_QUEUE_S: Final = 1.0
+ALONE_ASKS_A_WINDOW: Final = 2
+ALONE_WINDOW_BYTES: Final = 4 << 20
+ALONE_SHARE: Final = 16
 UNKNOWN_RTT_S: Final = 0.05
 MIN_LATENCY_S: Final = 1e-4
 RISE: Final = 0.75
@@ -55,6 +62,7 @@ class PeerStats:
         latency_s: see above.
         measured: whether a rate has been seen.
         delivered, in_flight, asked_bytes: bytes that came, are out, and were ever asked.
+        alone_window: while nobody else is in session or expected, have so many bytes in flight at least; else 0.
     """
 
     def __init__(self, rtt_s: float | None, load: float, first_window: int = FIRST_WINDOW_BYTES) -> None:
@@ -64,6 +72,7 @@ class PeerStats:
         self.delivered = 0
         self.in_flight = 0
         self.asked_bytes = 0
+        self.alone_window = 0
         self._answered = False
         self._first_window = first_window
         self._flat = 0
@@ -74,10 +83,11 @@ class PeerStats:
     @property
     def window(self) -> int:
         """Bytes to have in flight."""
+        least = max(MIN_WINDOW_BYTES, self.alone_window)
         if not self.measured:
-            return self._first_window
-        window = self._rate * (2 * self.latency_s + QUEUE_S)
-        return int(min(max(window, MIN_WINDOW_BYTES), MAX_WINDOW_BYTES))
+            return max(self._first_window, least)
+        window = self._rate * (2 * self.latency_s + (ALONE_QUEUE_S if self.alone_window else QUEUE_S))
+        return int(min(max(window, least), MAX_WINDOW_BYTES))
 
     @property
     def rate(self) -> float:
@@ -92,7 +102,8 @@ class PeerStats:
     @property
     def ask_bytes(self) -> int:
         """How much to ask for at once: a fraction of the window, so that asks overlap."""
-        return min(max(self.window // ASKS_A_WINDOW, MIN_WINDOW_BYTES), MAX_ASK_BYTES)
+        asks = ALONE_ASKS_A_WINDOW if self.alone_window else ASKS_A_WINDOW
+        return min(max(self.window // asks, MIN_WINDOW_BYTES), MAX_ASK_BYTES)
 
     def asked(self, size: int, now: float) -> Mark:
         """`size` bytes are asked of the peer now."""

@@ -30,7 +30,14 @@ from gossip.messages import NodeId
 from p2player.proto.asks import AskBook
 from p2player.proto.fairstart import FairStart
 from p2player.proto.hedging import find_double
-from p2player.proto.peerstats import FIRST_WINDOW_BYTES, MAX_ASK_BYTES, MIN_WINDOW_BYTES, PeerStats
+from p2player.proto.peerstats import (
+    ALONE_SHARE,
+    ALONE_WINDOW_BYTES,
+    FIRST_WINDOW_BYTES,
+    MAX_ASK_BYTES,
+    MIN_WINDOW_BYTES,
+    PeerStats,
+)
 from p2player.proto.swarm_events import (
     Ask,
     Cancel,
@@ -52,7 +59,6 @@ from p2player.proto.wants import WantTable
 
 MAX_IN_FLIGHT_BYTES: Final = 48 << 20
 MAX_ASKS_A_PEER: Final = 16
-ALONE_WINDOW_BYTES: Final = 4 << 20
 NEAR_RTT_S: Final = 0.005
 MAX_ASK_CHUNKS: Final = 2048
 HEDGE_CHECK_S: Final = 0.03
@@ -247,6 +253,9 @@ class Swarm:
         """Ask until no peer has room or nothing may be asked."""
         self._idle_hands = False
         waiting = dict(self._peers)
+        for stats in self._peers.values():
+            alone = len(self._peers) == 1 and not self._start.expecting
+            stats.alone_window = min(ALONE_WINDOW_BYTES, self.table.total_bytes // ALONE_SHARE) if alone else 0
         while waiting:
             peer = min(waiting, key=lambda peer: waiting[peer].finish_s(waiting[peer].ask_bytes, now))
             stats = waiting[peer]

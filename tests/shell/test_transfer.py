@@ -261,7 +261,7 @@ async def test_a_holder_that_dies_costs_no_restart(mesh: PullMesh, tree: Path, t
 async def test_the_only_holder_may_go_down_and_come_back(mesh: PullMesh, tree: Path, tmp_path: Path) -> None:
     peer = mesh.add(1)
     imported = put_tree(peer.store, tree)
-    peer.cut_after = 4
+    peer.cut_after = 2
 
     async def bring_back() -> None:
         await peer.down.wait()
@@ -288,7 +288,7 @@ async def test_holders_that_cannot_be_reached_are_given_up_after_some_dials(mesh
 async def test_losing_the_only_holder_for_good_says_how_much_is_missing(mesh: PullMesh, tree: Path) -> None:
     peer = mesh.add(1)
     imported = put_tree(peer.store, tree)
-    peer.cut_after = 4
+    peer.cut_after = 2
     with pytest.raises(errors.Unreachable, match=r"\d+ of \d+ bytes are missing"):
         await transfers(mesh).pull_layer(imported.layer_id, hints(peer))
     have, total = mesh.store.holding(imported.layer_id)

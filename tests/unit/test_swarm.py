@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from chunkstore.digest import ChunkId
 from gossip.messages import NodeId
 from p2player.proto.fairstart import FairStart
-from p2player.proto.peerstats import FIRST_WINDOW_BYTES, PeerStats
+from p2player.proto.peerstats import ALONE_SHARE, ALONE_WINDOW_BYTES, FIRST_WINDOW_BYTES, PeerStats
 from p2player.proto.swarm import (
-    ALONE_WINDOW_BYTES,
     MAX_ASK_CHUNKS,
     MAX_IN_FLIGHT_BYTES,
     MIN_DEADLINE_S,
@@ -115,12 +114,16 @@ def test_one_holder_is_asked_for_everything_in_neighbouring_runs() -> None:
 def test_an_unknown_peer_is_asked_for_little() -> None:
     drive = Driver(1000)
     drive.join(A)
-    assert sum(len(ask.chunks) for ask in drive.to(A)) * 64 * KIB == FIRST_WINDOW_BYTES
+    drive.join(B)
+    assert sum(len(ask.chunks) for ask in drive.to(B)) * 64 * KIB == FIRST_WINDOW_BYTES
 
 
-@pytest.mark.parametrize(("rtt_s", "window"), [(0.001, ALONE_WINDOW_BYTES), (0.02, FIRST_WINDOW_BYTES)])
-def test_a_near_peer_that_is_alone_may_have_more(rtt_s: float, window: int) -> None:
-    drive = Driver(4000)
+@pytest.mark.parametrize(
+    ("rtt_s", "chunks", "window"),
+    [(0.001, 4000, ALONE_WINDOW_BYTES), (0.02, 4000, ALONE_WINDOW_BYTES), (0.02, 160, 160 * 64 * KIB // ALONE_SHARE)],
+)
+def test_a_peer_that_is_alone_may_have_more(rtt_s: float, chunks: int, window: int) -> None:
+    drive = Driver(chunks)
     drive.join(A, rtt_s=rtt_s)
     assert sum(len(ask.chunks) for ask in drive.to(A)) * 64 * KIB == window
 
@@ -247,9 +250,9 @@ def test_a_trickle_keeps_a_slow_peer() -> None:
 def test_a_measured_peer_is_given_up_sooner() -> None:
     drive = Driver(1000)
     drive.join(A)
-    for number in range(1, 20):
+    for ask in list(drive.asks.values()):
         drive.now += 0.01
-        drive.answer(drive.asks[number])
+        drive.answer(ask)
     assert only(Drop, drive.wait(MIN_DEADLINE_S - 0.1)) == []
     assert only(Drop, drive.wait(0.2))
 
