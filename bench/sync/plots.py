@@ -56,7 +56,7 @@ def _ratios(path: Path, code: str, medians: Medians, verdicts: Sequence[Verdict]
         for row, name in enumerate(names):
             keys = [key for key in medians if key[:2] == (name, link) and OURS in medians[key]]
             if keys:
-                key = keys[-1]
+                key = max(keys)
                 goals = [each for each in verdicts if each.goal.what == what and (each.goal.case, each.link) == key[:2]]
                 _bars(panel, row, medians[key], goals, what)
         panel.axvline(1, color="black", linewidth=1)

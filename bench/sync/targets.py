@@ -118,10 +118,13 @@ def figure(figures: Figures, what: What, *, ours: bool = False) -> float:
 
 
 def judge(medians: Mapping[SeriesKey, Mapping[str, Figures]], goals: tuple[Goal, ...] = GOALS) -> list[Verdict]:
-    """Every goal that there are figures for, in the goals' order."""
+    """Every goal that there are figures for, in the goals' order; of several sizes on one link, the largest counts."""
+    largest = {(case, link): size_mb for case, link, size_mb in sorted(medians)}
     verdicts = []
     for goal in goals:
         for (case, link, size_mb), tools in medians.items():
+            if size_mb != largest[case, link]:
+                continue
             if case != goal.case or link not in goal.links or goal.ours not in tools:
                 continue
             mine = tools[goal.ours]

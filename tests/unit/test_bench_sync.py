@@ -156,6 +156,12 @@ def test_memory_is_judged_by_the_peak() -> None:
     assert not found["memory", "250 MB"].met
 
 
+def test_of_several_sizes_the_largest_is_judged() -> None:
+    small, large = ({"p2player": figures_of(1, 0, peak_bytes=peak)} for peak in (1e6, 2e6))
+    found = targets.judge({("small-files", "loopback", 100): large, ("small-files", "loopback", 64): small})
+    assert [(verdict.size_mb, verdict.ours) for verdict in found] == [(100, 2e6)]
+
+
 def test_goals_without_figures_are_left_out() -> None:
     assert judge("cold-tree", "loopback", p2player=figures_of(1, 1)) == {}
     assert judge("cold-tree", "loopback", rsync_ssh=figures_of(1, 1)) == {}
