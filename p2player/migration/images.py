@@ -191,8 +191,12 @@ class DestinationImages:
         return not self.vault.missing(ChunkId(chunk.id) for chunk in image.manifest)
 
     def first_wants(self, image: Image) -> dict[ChunkId, int]:
-        """What is asked for at once: the manifest, and what the source says is new unless a delta may do for that."""
-        fresh = image.fresh if self._basis is None else ()
+        """What is asked for at once: the manifest, and what the source says is new.
+
+        Not that of the first image where an old one is here: signatures may bring it for less. In a later one, it
+        comes from a source that knows no deltas.
+        """
+        fresh = image.fresh if self._basis is None or self._basis_shared else ()
         return {ChunkId(chunk.id): chunk.length for chunk in (*image.manifest, *fresh)}
 
     def lacking(self, image: Image) -> Lacking:

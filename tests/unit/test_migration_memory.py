@@ -1,6 +1,7 @@
 """What a migration leaves behind: rows, history, images in vaults, return bases."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from p2player.migration.kept import read_image
 from p2player.planning import Lesson
 from p2player.proto.handoff.fields import Malformed
 from p2player.proto.handoff.memory import Epitaph, Fate
-from p2player.proto.handoff.messages import MAX_ROW_CHARS
+from p2player.proto.handoff.messages import MAX_ROW_CHARS, Chunk
 from p2player.proto.handoff.table import End
 
 COUNTS = {"total": 3, "deduplicated": 1, "transferred": 2}
@@ -196,6 +197,22 @@ def test_rounds_move_what_changed(tmp_path: Path) -> None:
     }
     assert not list((tmp_path / "there" / "trees").iterdir())
     assert read_image(tmp_path / "there") == read_image(tmp_path / "source")
+    source.close()
+    destination.close()
+
+
+def test_a_later_list_of_chunks_is_from_a_source_without_deltas(tmp_path: Path) -> None:
+    state = make_state(tmp_path / "state")
+    source = make_source(tmp_path / "source", state)
+    (tmp_path / "there").mkdir()
+    destination = DestinationImages(tmp_path / "there", source.vault.key)
+    first = source.take(final=False).image
+    bring(source, destination, destination.first_wants(first))
+    destination.place(first, None)
+    (state / "bulk").write_bytes(bytes(range(1, 251)) * 400)
+    later = source.take(final=False).image
+    fresh = (Chunk(b"f" * 32, 100),)
+    assert set(destination.first_wants(replace(later, fresh=fresh))) == {b"f" * 32, *(c.id for c in later.manifest)}
     source.close()
     destination.close()
 

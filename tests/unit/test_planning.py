@@ -1,5 +1,7 @@
 """Plans from needs and experience, and experience from finished migrations."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,6 +81,21 @@ def test_a_bound_that_cannot_be_met_is_refused() -> None:
 
 def test_a_guess_of_the_link_refuses_nothing_that_rounds_may_settle() -> None:
     assert not make_plan(question(max_freeze_s=0.3), Experience()).refusals
+
+
+def test_deltas_are_charged_what_they_cost_this_app() -> None:
+    lessons = [
+        Lesson("a", "process", "p", 5e6, 0.05, 0.5, dirty_bytes_s=6e6, delta_goodput_bytes_s=100e6, delta_ratio=0.01),
+        Lesson("b", "process", "p", wire_ratio=0.5, delta_goodput_bytes_s=1e3, delta_ratio=0.9),
+        Lesson("a", "process", "q", delta_goodput_bytes_s=1e3),
+    ]
+    learned = learn(lessons, app_id="a", backend="process", peer="p")
+    assert (learned.delta_goodput_bytes_s, learned.delta_ratio) == (100e6, 0.01)
+    light = make_plan(question(max_freeze_s=0.3), learned)
+    assert not light.refusals
+    plain = make_plan(question(max_freeze_s=0.3), replace(learned, delta_goodput_bytes_s=None, delta_ratio=0.5))
+    assert light.freeze_s < plain.freeze_s
+    assert light.instance_transferred < plain.instance_transferred
 
 
 def test_a_basis_makes_the_way_back_small() -> None:
