@@ -22,6 +22,7 @@ from chunkstore.errors import BadGroup, CorruptChunk
 
 MAX_CHUNK_BYTES = 1 << 20
 MAX_GROUP_BYTES = 1 << 20
+MAX_BUNDLE_BYTES = 4 << 20
 MAX_GROUP_CHUNKS = 4096
 FAIR_GROUP_BYTES = 512 << 10
 
@@ -77,8 +78,13 @@ class Group:
         return sum(self.lengths)
 
 
-def check_table(ids: Sequence[bytes], lengths: Sequence[int], payload_bytes: int) -> int:
+def check_table(
+    ids: Sequence[bytes], lengths: Sequence[int], payload_bytes: int, most_bytes: int = MAX_GROUP_BYTES
+) -> int:
     """Refuse a group that breaks a limit, before its payload is looked at.
+
+    Args:
+        most_bytes: of all chunks together; `MAX_BUNDLE_BYTES` for what comes over a wire.
 
     Returns:
         The uncompressed size of the group.
@@ -94,7 +100,7 @@ def check_table(ids: Sequence[bytes], lengths: Sequence[int], payload_bytes: int
     if min(lengths) < 1 or max(lengths) > MAX_CHUNK_BYTES:
         raise BadGroup("group with a chunk length out of bounds")
     raw_bytes = sum(lengths)
-    if raw_bytes > MAX_GROUP_BYTES or not 0 < payload_bytes <= raw_bytes:
+    if raw_bytes > most_bytes or not 0 < payload_bytes <= raw_bytes:
         raise BadGroup(f"group of {raw_bytes} bytes with a payload of {payload_bytes}")
     return raw_bytes
 
@@ -194,13 +200,16 @@ def pack_all(chunks: Iterable[tuple[ChunkId, Buffer]], level: int = DEFAULT_LEVE
     yield from packer.finish()
 
 
-def unpack(group: Group) -> memoryview:
+def unpack(group: Group, most_bytes: int = MAX_GROUP_BYTES) -> memoryview:
     """The uncompressed bytes of the whole group; digests are not checked.
+
+    Args:
+        most_bytes: as for `check_table`.
 
     Raises:
         BadGroup: the group breaks a limit, declares another size than its table, or does not decompress.
     """
-    raw_bytes = check_table(group.ids, group.lengths, len(group.payload))
+    raw_bytes = check_table(group.ids, group.lengths, len(group.payload), most_bytes)
     if group.codec is Codec.RAW:
         if len(group.payload) != raw_bytes:
             raise BadGroup(f"raw group of {len(group.payload)} bytes where its table says {raw_bytes}")
@@ -210,13 +219,13 @@ def unpack(group: Group) -> memoryview:
     return memoryview(_expand(group.payload, raw_bytes, raw_bytes, _decompressor()))
 
 
-def split(group: Group) -> list[tuple[ChunkId, memoryview]]:
+def split(group: Group, most_bytes: int = MAX_GROUP_BYTES) -> list[tuple[ChunkId, memoryview]]:
     """Every chunk of the group with its bytes; digests are not checked.
 
     Raises:
         BadGroup: as `unpack`.
     """
-    raw = unpack(group)
+    raw = unpack(group, most_bytes)
     chunks = []
     at = 0
     for name, length in zip(group.ids, group.lengths, strict=True):
@@ -225,18 +234,21 @@ def split(group: Group) -> list[tuple[ChunkId, memoryview]]:
     return chunks
 
 
-def open_group(group: Group, key: bytes | None = None) -> list[tuple[ChunkId, memoryview]]:
+def open_group(
+    group: Group, key: bytes | None = None, most_bytes: int = MAX_GROUP_BYTES
+) -> list[tuple[ChunkId, memoryview]]:
     """Every chunk of the group with its bytes, each checked against its name.
 
     Args:
         group: from anywhere; it may be hostile.
         key: where the names are keyed hashes, their key (32 bytes).
+        most_bytes: as for `check_table`.
 
     Raises:
         BadGroup: as `unpack`.
         CorruptChunk: the first chunk whose bytes have another digest.
     """
-    chunks = split(group)
+    chunks = split(group, most_bytes)
     for name, data in chunks:
         if chunk_id(data, key) != name:
             raise CorruptChunk(name)
@@ -275,6 +287,40 @@ def recompress(group: Group, level: int) -> Group:
     if len(frame) > len(group.payload) * _WORTH_REPACKING:
         return group
     return Group(group.ids, group.lengths, Codec.ZSTD, frame)
+
+
+def bundle(groups: Sequence[Group], level: int) -> list[Group]:
+    """The same chunks in fewer and larger groups of up to `MAX_BUNDLE_BYTES`, for a slow link: not for a store.
+
+    Groups that are stored raw stay as they are; neighbours of the others are packed together where that makes them
+    smaller.
+
+    Raises:
+        BadGroup: as `unpack`.
+    """
+    made: list[Group] = []
+    held: list[Group] = []
+    for group in groups:
+        raw_bytes, chunks = sum(one.raw_bytes for one in held), sum(len(one.ids) for one in held)
+        full = raw_bytes + group.raw_bytes > MAX_BUNDLE_BYTES or chunks + len(group.ids) > MAX_GROUP_CHUNKS
+        if group.codec is Codec.RAW or full:
+            made += _bundled(held, level)
+            held = []
+        if group.codec is Codec.RAW:
+            made.append(group)
+        else:
+            held.append(group)
+    return made + _bundled(held, level)
+
+
+def _bundled(groups: list[Group], level: int) -> list[Group]:
+    if len(groups) < 2:
+        return [recompress(group, level) for group in groups]
+    frame = compress(b"".join(unpack(group) for group in groups), level)
+    if len(frame) > sum(len(group.payload) for group in groups) * _WORTH_REPACKING:
+        return groups
+    ids = tuple(name for group in groups for name in group.ids)
+    return [Group(ids, tuple(length for group in groups for length in group.lengths), Codec.ZSTD, frame)]
 
 
 def compress(data: Buffer, level: int = 3) -> bytes:

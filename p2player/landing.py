@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 import trio
 
-from chunkstore.codec import Group, open_group
+from chunkstore.codec import MAX_BUNDLE_BYTES, MAX_GROUP_BYTES, Group, open_group, pack_all
 from chunkstore.content import Content
 from chunkstore.digest import ChunkId
 from chunkstore.errors import BadGroup, CorruptChunk
@@ -121,11 +121,13 @@ def verify_and_add(content: Content, groups: Sequence[Group]) -> dict[ChunkId, i
         StoreError: they could not be stored.
     """
     chunks: dict[ChunkId, int] = {}
+    storable: list[Group] = []
     for group in groups:
         try:
-            open_group(group, content.key)
+            opened = open_group(group, content.key, MAX_BUNDLE_BYTES)
         except (BadGroup, CorruptChunk) as error:
             raise RemoteProtocolError(str(error)) from None
         chunks.update(zip(group.ids, group.lengths, strict=True))
-    content.add(groups)
+        storable += [group] if group.raw_bytes <= MAX_GROUP_BYTES else pack_all(opened)
+    content.add(storable)
     return chunks

@@ -16,6 +16,7 @@ import trio
 
 from chunkstore.checkout import CheckedOut, checkout
 from chunkstore.digest import LayerId
+from chunkstore.fileimport import import_file
 from chunkstore.importer import import_tree
 from chunkstore.ingest import Imported
 from chunkstore.manifest import Manifest, load
@@ -83,7 +84,7 @@ class Layers(LayerListing):
     async def add(
         self, path: Path, name: str, kind: str, *, takeover: bool = False, operation: Operation
     ) -> dict[str, Any]:
-        """Import the folder or tar file `path` as a layer and bind `name` to it.
+        """Import the folder, tar file or disk image `path` as a layer and bind `name` to it.
 
         A folder that is still the layer that it was costs its `stat`s, and nobody is told anew.
 
@@ -366,5 +367,7 @@ def _importer_for(path: Path, store: ChunkStore) -> Callable[..., Imported]:
             return partial(import_tree, stat_cache=store)
         case SourceKind.TAR:
             return import_tar
+        case SourceKind.QCOW2 | SourceKind.RAW:
+            return partial(import_file, stat_cache=store)
         case kind:
-            raise errors.Refused(f"{path} is {kind.described}: this version adds folders and tar files")
+            raise errors.Refused(f"{path} is {kind.described}: this version adds folders, tar files and disk images")

@@ -1,13 +1,13 @@
 """What goes out to a peer: exactly the chunks that it asked for, compressed as hard as its link is slow.
 
-Content is stored with the fastest zstd level, which a fast link wants as it is. For a slow one, groups are compressed
-once more, as hard as the processor can without being slower than the link.
+Content is stored with a fast zstd level, which a fast link wants as it is. For a slow one, groups are compressed once
+more, several together, as hard as the processor can without being slower than the link.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from chunkstore.codec import Group, recompress, take
+from chunkstore.codec import MAX_BUNDLE_BYTES, MAX_GROUP_BYTES, Group, bundle, take
 from chunkstore.content import Content
 from chunkstore.delta.levels import level_for
 from chunkstore.digest import ChunkId
@@ -29,18 +29,34 @@ def outflow_rate(link: LinkEstimate) -> float | None:
     return FAR_RATE if link.rtt_s is not None and link.rtt_s >= FAR_RTT_S else None
 
 
-def exact_groups(content: Content, ids: Sequence[ChunkId], rate: float | None = None) -> Iterator[Group]:
+def exact_groups(
+    content: Content, ids: Sequence[ChunkId], rate: float | None = None, *, bundles: bool = False
+) -> Iterator[Group]:
     """Groups of what is here of `ids`, and of nothing else: what comes along in stored groups is cut off.
 
     Args:
         rate: as `outflow_rate` gives it.
+        bundles: whether the peer takes groups of up to `MAX_BUNDLE_BYTES`.
     """
     wanted = set(ids)
     level = level_for(rate)
+    most_bytes = MAX_BUNDLE_BYTES if bundles else MAX_GROUP_BYTES
+    held: list[Group] = []
+    held_bytes = 0
     for group in content.groups(ids):
         try:
             kept = take(group, wanted)
-            if kept is not None:
-                yield kept if level is None else recompress(kept, level)
+            if kept is None:
+                continue
+            if level is None:
+                yield kept
+                continue
+            if held_bytes + kept.raw_bytes > most_bytes:
+                yield from bundle(held, level)
+                held, held_bytes = [], 0
+            held.append(kept)
+            held_bytes += kept.raw_bytes
         except BadGroup:
             continue  # damaged here: to the peer it is missing
+    if level is not None:
+        yield from bundle(held, level)

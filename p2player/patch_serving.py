@@ -174,7 +174,7 @@ class _Answer:
                 if self._encoder is None:
                     self._encoder = PatchEncoder(rate)
                 return self._encoder.encode(targets, relative)
-        groups = list(exact_groups(self._content, wanted, rate))
+        groups = list(exact_groups(self._content, wanted, rate, bundles=True))
         self.missing += len(wanted) - sum(len(group.ids) for group in groups)
         return groups
 

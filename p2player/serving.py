@@ -153,7 +153,8 @@ class Serving:
     async def _send(self, call: Incoming, scope: str, ids: Sequence[ChunkId]) -> int:
         """Send groups until there are no more, or the scope is withdrawn; how many chunks went."""
         peer = NodeId(call.peer)
-        groups = exact_groups(self._source(scope, peer).content, ids, outflow_rate(call.link()))
+        content, rate = self._source(scope, peer).content, outflow_rate(call.link())
+        groups = exact_groups(content, ids, rate, bundles=wire.takes_bundles(call.body))
         sent = 0
         while batch := await trio.to_thread.run_sync(_next_batch, groups, limiter=self._threads):
             self._source(scope, peer)

@@ -5,11 +5,12 @@
                                         number `start`; `PAGE_CHUNKS` of them, or those that are left
     layer.have      {layer}             {total, bitmap}: bit i, least significant first: the i-th distinct content chunk
                                         in manifest order is here
-    chunks.want     {scope, ids}        a part {ids, lengths, codec} + payload for each group; then {missing}: how many
-                                        of the ids are not here
+    chunks.want     {scope, ids,        a part {ids, lengths, codec} + payload for each group; then {missing}: how many
+                     bundles}           of the ids are not here
 
 Ids are 32 bytes each, joined; lengths are 32-bit big-endian, joined. `scope` names the content: "" is what every node
-of the mesh may read, else an instance's. A part holds only chunks that were asked for, each once.
+of the mesh may read, else an instance's. A part holds only chunks that were asked for, each once. If `bundles` is true,
+a part may hold 4 MiB of chunks, compressed together, where a stored group has 1 MiB at most.
 
 Everything read here comes from a peer, and breaking a bound is a `RemoteProtocolError`.
 """
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from chunkstore.chunker import MANIFEST
-from chunkstore.codec import MAX_CHUNK_BYTES, Codec, Group, check_table
+from chunkstore.codec import MAX_BUNDLE_BYTES, MAX_CHUNK_BYTES, Codec, Group, check_table
 from chunkstore.digest import ID_BYTES, Buffer, ChunkId, LayerId
 from chunkstore.errors import BadGroup
 from chunkstore.manifest_codec import MAX_MANIFEST_BYTES
@@ -51,13 +52,18 @@ def read_layer(body: Mapping[str, Any]) -> LayerId:
     return LayerId(_raw(body, "layer", ID_BYTES, ID_BYTES))
 
 
-def want_body(scope: str, ids: Iterable[ChunkId]) -> dict[str, Any]:
+def want_body(scope: str, ids: Iterable[ChunkId], *, bundles: bool = True) -> dict[str, Any]:
     """The body of `chunks.want`."""
-    return {"scope": scope, "ids": b"".join(ids)}
+    return {"scope": scope, "ids": b"".join(ids), "bundles": bundles}
+
+
+def takes_bundles(body: Mapping[str, Any]) -> bool:
+    """Whether the asker takes parts of more than one group's bytes."""
+    return body.get("bundles") is True
 
 
 def read_want(body: Mapping[str, Any]) -> tuple[str, list[ChunkId]]:
-    """The inverse of `want_body`."""
+    """The inverse of `want_body`; `takes_bundles` reads the rest."""
     scope = body.get("scope")
     if not isinstance(scope, str) or len(scope) > MAX_SCOPE_CHARS:
         raise RemoteProtocolError("field 'scope' is not a short text")
@@ -75,7 +81,7 @@ def read_group(header: Mapping[str, Any], payload: Buffer) -> Group:
     lengths = _lengths(header, len(ids))
     try:
         codec = Codec(header["codec"])
-        check_table(ids, lengths, len(payload))
+        check_table(ids, lengths, len(payload), MAX_BUNDLE_BYTES)
     except (KeyError, ValueError, BadGroup) as error:
         raise RemoteProtocolError(f"not a group of chunks: {error}") from None
     return Group(tuple(ids), lengths, codec, bytes(payload))

@@ -384,7 +384,10 @@ async def test_who_joined_a_pull_takes_over_when_it_is_cancelled(mesh: PullMesh,
     assert_whole(mesh, imported, tree, tmp_path)
 
 
-async def test_cancellation_keeps_what_was_verified(mesh: PullMesh, tree: Path, tmp_path: Path) -> None:
+async def test_cancellation_keeps_what_was_verified(mesh: PullMesh, tmp_path: Path) -> None:
+    tree = tmp_path / "big"
+    tree.mkdir()
+    (tree / "data").write_bytes(Random(1).randbytes(24 << 20))
     peer = mesh.add(1)
     imported = put_tree(peer.store, tree)
     with trio.CancelScope() as scope:
