@@ -26,7 +26,7 @@ MAX_BUNDLE_BYTES = 4 << 20
 MAX_GROUP_CHUNKS = 4096
 FAIR_GROUP_BYTES = 512 << 10
 
-DEFAULT_LEVEL = 1
+DEFAULT_LEVEL = 2
 _PAYS = 15 / 16  # a frame larger than this share of its input is stored raw: it would cost time at every read
 _PROBE_ABOVE = 3  # level 1 runs over random bytes at 5 GB/s, slower levels do not: above this, try level 1 first
 _WORTH_REPACKING = 0.97  # of the stored frame

@@ -6,12 +6,13 @@ What the bytes are decides where they are cut; nothing but the chunk itself is l
 
 - The chunk is one sequence of RAM records of QEMU's migration stream: each page is a piece, and so is whatever lies
   between two pages (the words in front of them, zero pages). So a page is recognised wherever it moves to.
-- Its length is a multiple of 4096: a piece of a memory image or a disk, cut into pages.
-- All else is cut where its content says so (see `chunkstore.chunker`), every 1.3 KiB on average.
+- All else is cut where its content says so (see `chunkstore.chunker`), every 1.3 KiB on average. That holds for the
+  pages of other images and disks, too: what they have in common is found beyond page borders (CRIU dumps 16 %, an ext4
+  image 20 % fewer bytes than with pieces of a page, for a sixth more time).
 
-Where only fingerprints are compared, nothing finds out what is equal within a piece: there, pages are cut into sectors.
-Measured against whole pages, signature and patch together take half for memory and databases with scattered changes,
-and a tenth more where few pages changed.
+Where only fingerprints are compared, nothing finds out what is equal within a piece: there, chunks whose length is a
+multiple of 4096 are cut into sectors, and pages of records as well. Measured against whole pages, signature and patch
+together take half for memory and databases with scattered changes, and a tenth more where few pages changed.
 
 Two ends may cut differently (another version of this module): that costs bytes, never correctness.
 
@@ -39,22 +40,17 @@ _WORD_BYTES = 8
 
 def fine_cuts(chunk: Buffer) -> list[int]:
     """The lengths of the pieces, in order; they sum up to `len(chunk)`."""
-    return record_cuts(chunk) or page_cuts(chunk) or content_cuts(chunk)
+    return record_cuts(chunk) or content_cuts(chunk)
 
 
 def sector_cuts(chunk: Buffer) -> list[int]:
-    """As `fine_cuts`, with pages in sectors."""
-    if not has_pages(chunk):
-        return content_cuts(chunk)
+    """Pages in sectors, and what lies between them; pieces by content where there are no pages."""
+    if len(chunk) % PAGE_BYTES == 0:
+        return [SECTOR_BYTES] * (len(chunk) // SECTOR_BYTES)
     cuts: list[int] = []
-    for length in fine_cuts(chunk):
+    for length in record_cuts(chunk):
         cuts += [SECTOR_BYTES] * SECTORS if length == PAGE_BYTES else [length]
-    return cuts
-
-
-def has_pages(chunk: Buffer) -> bool:
-    """Whether the chunk is cut into pages, and what lies between them."""
-    return len(chunk) % PAGE_BYTES == 0 or bool(record_cuts(chunk))
+    return cuts or content_cuts(chunk)
 
 
 def content_cuts(chunk: Buffer) -> list[int]:
@@ -62,11 +58,6 @@ def content_cuts(chunk: Buffer) -> list[int]:
     if len(chunk) <= _SMALLEST:
         return [len(chunk)] if len(chunk) else []
     return [piece.length for piece in _CDC.cut_buf(chunk)]
-
-
-def page_cuts(chunk: Buffer) -> list[int]:
-    """Pages; none if the chunk is no sequence of them."""
-    return [PAGE_BYTES] * (len(chunk) // PAGE_BYTES) if len(chunk) % PAGE_BYTES == 0 else []
 
 
 def record_cuts(chunk: Buffer) -> list[int]:

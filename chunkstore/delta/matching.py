@@ -16,11 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from chunkstore.delta.finecuts import content_cuts, fine_cuts, has_pages, sector_cuts
+from chunkstore.delta.finecuts import content_cuts, fine_cuts, sector_cuts
 from chunkstore.delta.signature import Signature, fingerprint
 from chunkstore.digest import Buffer
 
-_FEW: Final = 4  # of so many bytes less than one
 _SHORTEST: Final = 32
 """Pieces below this length are not looked up: to name where they are costs almost what they do."""
 
@@ -50,50 +49,11 @@ class HeldRelative:
     def __init__(self, relative: Sequence[Buffer]) -> None:
         self.data = b"".join(relative)
         self._places: dict[int, int] = {}
-        self._pages: list[tuple[int, Buffer]] = []  # chunks that are only indexed by their pages, and where they are
         view = memoryview(self.data)
         at = 0
         for chunk in relative:
             self._index(view, at, fine_cuts(chunk))
-            if has_pages(chunk):
-                self._pages.append((at, chunk))
             at += len(chunk)
-
-    def cuts(self, targets: Iterable[Buffer]) -> list[int]:
-        """Lengths of the pieces of all targets, in order, cut so that they can be found here.
-
-        That a chunk has pages is a guess from its length: if few of them are known, it is cut by its content where
-        that finds more.
-        """
-        lengths: list[int] = []
-        for chunk in targets:
-            cuts = fine_cuts(chunk)
-            paged = has_pages(chunk)
-            found = self._known(chunk, cuts) if paged else 0
-            if not paged or found * _FEW < len(chunk):
-                self._index_pages_by_content()
-            if paged and found * _FEW < len(chunk):
-                by_content = content_cuts(chunk)
-                if self._known(chunk, by_content) > found:
-                    cuts = by_content
-            lengths += cuts
-        return lengths
-
-    def _known(self, chunk: Buffer, cuts: Iterable[int]) -> int:
-        """Bytes of pieces whose fingerprints are known."""
-        view = memoryview(chunk)
-        at = known = 0
-        for length in cuts:
-            if fingerprint(view[at : at + length]) in self._places:
-                known += length
-            at += length
-        return known
-
-    def _index_pages_by_content(self) -> None:
-        view = memoryview(self.data)
-        for at, chunk in self._pages:
-            self._index(view, at, content_cuts(chunk))
-        self._pages.clear()
 
     def _index(self, view: memoryview, at: int, cuts: Sequence[int]) -> None:
         places = self._places

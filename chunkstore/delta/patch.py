@@ -34,6 +34,7 @@ from typing import Final
 from chunkstore import codec
 from chunkstore.delta.bytewise import add, subtract
 from chunkstore.delta.errors import BadPatch
+from chunkstore.delta.finecuts import fine_cuts
 from chunkstore.delta.levels import way_for
 from chunkstore.delta.matching import HeldRelative, Match, cuts_for_signature, matches_by_signature
 from chunkstore.delta.ops import Kind, Op, decode_ops, encode_ops, put_varint, take_varint
@@ -148,7 +149,7 @@ class PatchDecoder:
 def _compare(targets: Sequence[Buffer], data: bytes, relative: Sequence[Buffer]) -> tuple[bytes, list[Op]]:
     """The relative in one piece, and ops that make `data` of it."""
     held = HeldRelative(relative)
-    pieces = held.cuts(targets)
+    pieces = [length for chunk in targets for length in fine_cuts(chunk)]
     gaps = Gaps(data, held.data, pieces, [len(chunk) for chunk in targets], [len(chunk) for chunk in relative])
     return held.data, list(_fill(held.matches(data, pieces), len(data), gaps.ops))
 
