@@ -120,7 +120,7 @@ def test_an_unknown_peer_is_asked_for_little() -> None:
 
 @pytest.mark.parametrize(
     ("rtt_s", "chunks", "window"),
-    [(0.001, 4000, ALONE_WINDOW_BYTES), (0.02, 4000, ALONE_WINDOW_BYTES), (0.02, 160, 160 * 64 * KIB // ALONE_SHARE)],
+    [(0.001, 4000, ALONE_WINDOW_BYTES), (0.02, 4000, ALONE_WINDOW_BYTES), (0.02, 64, 64 * 64 * KIB // ALONE_SHARE)],
 )
 def test_a_peer_that_is_alone_may_have_more(rtt_s: float, chunks: int, window: int) -> None:
     drive = Driver(chunks)
