@@ -1,6 +1,6 @@
 """Applications that follow their users: the node, its protocol and its command line.
 
-    cli client          commands; they talk to a running node through its control API
+    cli client plainhttp    commands; they talk to a running node through its control API
     enrol demo localmesh    init and join, which need no running node; the tour that `make demo` runs, and its nodes
     daemon              a node as a process: signals, readiness, the control API on its sockets
     control             the control API: HTTP over a unix socket
@@ -8,7 +8,9 @@
     mesh presence directory         who is there; what this node tells of itself; the apps of the mesh
     listing layers trees            which layers there are; layers in and out; checked-out trees
     upkeep warmer                   verify, repair, gc; placing ahead of need
-    transfer manifests swarming landing serving     content from peers and to peers
+    transfer manifests swarming landing     content from peers
+    kin relatives patching                  and as deltas of old content
+    serving patch_serving outflow sources   content to peers, and deltas
     apps (apphost appcare apprecord appstate)       the applications of this node
     migration planning              moving them
     renewal remembered              certificates in time; what outlives a restart

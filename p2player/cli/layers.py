@@ -73,13 +73,16 @@ def layer() -> None:
 def add(session: Session, path: Path, name: str, kind: str, takeover: bool, as_json: bool) -> None:
     """Import PATH as a layer and give it a name; prints its id.
 
-    PATH is a folder or a tar file on the node's machine. What did not
-    change since the last time is not read again.
+    PATH is a folder, a tar file or a disk image (qcow2, raw) on the
+    node's machine. What did not change since the last time is not read
+    again. Adding a name once more makes its next version; peers that have
+    the one before fetch what changed.
 
     \b
-    Example:
+    Examples:
       p2player layer add ./rootfs --name debian-12 --kind base
       p2player layer add game.tar --name game
+      p2player layer add server.qcow2 --name server
     """
     body = {"path": str(path), "name": name, "kind": kind, "takeover": takeover}
     result = session.work(f"adding {name}", "POST", "/v1/layers", body, quiet=as_json)

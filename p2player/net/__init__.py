@@ -4,5 +4,6 @@ tls         a TLS stream over memory BIOs, fast and counted
 identity    who this node is: certificates and keys
 joining     enrolling a node, both ends
 peers       sessions: dial, listen, call, stream
+link        how fast a connection is, by the kernel's counters
 gossip      membership packets over UDP, and the ledger's anti-entropy
 """
