@@ -11,12 +11,15 @@ never stored, so no crash can make it wrong.
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 from chunkstore.digest import ID_BYTES, ChunkId, LayerId
 from chunkstore.errors import ChunkMissing, LayerUnknown
 from chunkstore.index import Index, select_in
-from chunkstore.records import decode_table, encode_table
+from chunkstore.records import TABLE_ROW_BYTES, decode_table, encode_table, iterate_table
 
+_SLICE: Final = 8192
 _COLUMNS = "id, size, chunks, manifest, manifest_size, held, pinned, added_s, used_s"
 
 
@@ -81,7 +84,7 @@ class Holdings:
     ) -> None:
         """Make or renew a record; see `ChunkStore.put_layer`."""
         manifest = b"".join(manifest_chunks)
-        content = encode_table(content_chunks.keys(), content_chunks.values())
+        content = _encoded(content_chunks)
         now = self._clock()
         with self._index.write() as db:
             here = {row[0] for row in select_in(db, "SELECT id FROM chunks WHERE id IN ({})", manifest_chunks)}
@@ -101,9 +104,9 @@ class Holdings:
             facts = "size=?, chunks=?, manifest=?, manifest_size=?, held=max(held, ?), used_s=?, content=?"
             values = (size, len(content_chunks), manifest, manifest_size, hold, now, content, no)
             db.execute(f"UPDATE layers SET {facts} WHERE no = ?", values)
-            rows = [(chunk, no, position) for position, chunk in enumerate(content_chunks)]
-            rows += [(chunk, no, -1 - position) for position, chunk in enumerate(manifest_chunks)]
-            db.executemany("INSERT INTO refs VALUES (?, ?, ?)", sorted(rows))
+            del content, values
+            refs = ((chunk, no, position) for chunk, position in _sorted_refs(content_chunks, manifest_chunks))
+            db.executemany("INSERT INTO refs VALUES (?, ?, ?)", refs)
 
     def get(self, id: LayerId) -> LayerRecord | None:
         """The record of a layer, if there is one."""
@@ -138,7 +141,7 @@ class Holdings:
             LayerUnknown
         """
         with self._index.read() as db:
-            return dict(zip(*decode_table(self._find(db, id)[1]), strict=True))
+            return dict(iterate_table(self._find(db, id)[1]))
 
     def have(self, id: LayerId) -> tuple[int, int, bytes]:
         """How many distinct content chunks are here, how many there are, and the bitmap of which.
@@ -151,14 +154,21 @@ class Holdings:
                 no, _ = self._find(db, id, want_content=False)
                 presence = self._presence.get(no)
                 if presence is None:
-                    ids, _ = decode_table(self._find(db, id)[1])
-                    presence = _Presence(bytearray((len(ids) + 7) // 8), len(ids))
-                    here = self._index.present(ids)
-                    for position, chunk in enumerate(ids):
-                        if chunk in here:
-                            presence.set(position)
-                    self._presence[no] = presence
+                    presence = self._presence[no] = self._look(self._find(db, id)[1])
             return presence.have, presence.total, bytes(presence.bits)
+
+    def _look(self, content: bytes) -> _Presence:
+        """Which of these chunks are here, asked slice by slice: a layer may have very many."""
+        rows = iterate_table(content)
+        total = len(content) // TABLE_ROW_BYTES
+        presence = _Presence(bytearray((total + 7) // 8), total)
+        for start in range(0, total, _SLICE):
+            ids = [chunk for chunk, _ in islice(rows, _SLICE)]
+            here = self._index.present(ids)
+            for position, chunk in enumerate(ids, start):
+                if chunk in here:
+                    presence.set(position)
+        return presence
 
     def referring(self, ids: Iterable[ChunkId]) -> dict[ChunkId, tuple[LayerId, ...]]:
         """The layers that each chunk belongs to, for chunks that belong to any."""
@@ -207,6 +217,23 @@ class Holdings:
         ids = (*decode_table(content)[0], *_split_ids(manifest))
         db.executemany("DELETE FROM refs WHERE chunk = ? AND layer = ?", [(chunk, no) for chunk in sorted(ids)])
         self._presence.pop(no, None)
+
+
+def _encoded(chunks: Mapping[ChunkId, int]) -> bytearray:
+    table = bytearray()
+    rest = iter(chunks.items())
+    while some := list(islice(rest, _SLICE)):
+        table += encode_table(*zip(*some, strict=True))
+    return table
+
+
+def _sorted_refs(content: Iterable[ChunkId], manifest: Iterable[ChunkId]) -> Iterator[tuple[ChunkId, int]]:
+    """Chunks and positions in the order in which they are rowed; those of the manifest are negative."""
+    ids = [*content]
+    count = len(ids)
+    ids += manifest
+    for at in sorted(range(len(ids)), key=ids.__getitem__):
+        yield ids[at], at if at < count else count - 1 - at
 
 
 def _record(row: tuple[bytes, int, int, bytes, int, int, int, float, float]) -> LayerRecord:

@@ -38,7 +38,7 @@ from chunkstore.progress import Meter, Progress
 from chunkstore.sniff import SourceKind, sniff
 from chunkstore.statcache import Remembered, StatCache
 from chunkstore.tree_errors import SourceUnsupported, TreeChanged, TreeUnreadable
-from chunkstore.treescan import Moved, Source, check_folders, looks, scan_tree
+from chunkstore.treescan import Moved, Scan, Source, check_folders, looks, scan_tree
 
 _PASSES = 3
 _READS = 3
@@ -118,13 +118,14 @@ class _Pass:
         """Scan, read everything, check that nothing moved, store the manifest."""
         scan = scan_tree(self._source)
         self._meter = Meter(progress, scan.total_bytes)
-        entries: list[Entry] = []
+        return self._ingest.finish(self._entries(scan))
+
+    def _entries(self, scan: Scan) -> Iterator[Entry]:
+        """All entries, as they are read; after the last one it is checked that nothing moved."""
         for start in range(0, len(scan.paths), _WINDOW_FILES):
-            entries.extend(self._window(scan.paths[start : start + _WINDOW_FILES]))
+            yield from self._window(scan.paths[start : start + _WINDOW_FILES])
         check_folders(self._source, scan)
-        del scan
         self._meter.finish()
-        return self._ingest.finish(entries)
 
     def _window(self, paths: list[bytes]) -> Iterator[Entry]:
         """The entries of these paths. The chunks that the stat cache proposes for them are looked up together."""

@@ -10,7 +10,7 @@ answered after all batches before it.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,7 +23,8 @@ from chunkstore.digest import Buffer, ChunkId, LayerId, chunk_id, layer_id
 from chunkstore.entries import Entry, Extent, pack_extents
 from chunkstore.holes import Window
 from chunkstore.images.layout import Layout
-from chunkstore.manifest import Manifest
+from chunkstore.manifest import Manifest, count_chunks
+from chunkstore.manifest_codec import TreeEncoder
 
 _BATCH_BYTES = 4 << 20
 _BATCH_CHUNKS = 4096
@@ -36,15 +37,32 @@ T = TypeVar("T")
 class Imported:
     """A tree that is now in content, durably; nothing refers to it yet.
 
-    `size` is bytes of file content, holes included; `chunks` counts distinct content chunks.
+    Attributes:
+        size: bytes of file content, holes included.
+        content: the distinct chunks of all files in order of first use, with their lengths in bytes.
+        encoded: the manifest.
     """
 
     layer_id: LayerId
     size: int
-    chunks: int
-    manifest: Manifest
+    content: Mapping[ChunkId, int]
+    encoded: bytearray
     manifest_chunks: tuple[ChunkId, ...]
-    manifest_size: int
+
+    @property
+    def chunks(self) -> int:
+        """How many distinct content chunks there are."""
+        return len(self.content)
+
+    @property
+    def manifest_size(self) -> int:
+        """Bytes of the manifest's encoding."""
+        return len(self.encoded)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest, decoded anew at each access: of many files it is large."""
+        return Manifest.decode(self.encoded)
 
 
 class Ingest:
@@ -94,25 +112,28 @@ class Ingest:
         """Chunks that are in the content; absent ones are left out."""
         return self._call(lambda: dict(self._content.read(ids)))
 
-    def finish(self, entries: Sequence[Entry]) -> Imported:
-        """Store the manifest of `entries` (in order of path) and make everything durable.
+    def finish(self, entries: Iterable[Entry]) -> Imported:
+        """Take `entries` (in order of path), store their manifest and make everything durable.
+
+        They are encoded as they come, and not kept; they may come from a generator that calls `add_file` meanwhile.
 
         Raises:
             ManifestInvalid: they are not a possible tree, or exceed a limit.
             StoreError: something could not be stored.
         """
-        manifest = Manifest(tuple(entries))
-        chunks = len(manifest.chunks())
-        encoded = bytearray()
-        for row in manifest.rows():
-            encoded += row
+        encoder = TreeEncoder()
+        found: dict[ChunkId, int] = {}
+        for entry in entries:
+            encoder.take(entry)
+            count_chunks(found, entry)
+        encoded, size = encoder.finish()
         self._flush()
         self._ahead.append(self._worker.submit(self._complete))  # the manifest's chunks begin a group of their own
         manifest_chunks = tuple(self._add_chunk(piece) for piece in cut(memoryview(encoded), MANIFEST))
         layer = layer_id(encoded, self._key)
         self.settle()
         self._call(self._content.commit)
-        return Imported(layer, manifest.size, chunks, manifest, manifest_chunks, len(encoded))
+        return Imported(layer, size, found, encoded, manifest_chunks)
 
     def _extents(self, windows: Iterable[Window], layout: Layout | None) -> Iterator[Extent]:
         for piece in cut_file(windows, layout):

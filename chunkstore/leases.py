@@ -67,6 +67,8 @@ class Leases:
         with self._index.lock:
             self._young.difference_update(ids)
             self._less_young.difference_update(ids)
+            if not self._young:
+                self._young = set()  # an empty set keeps the room of all that was in it
 
     @contextmanager
     def watch(self, also: Iterable[ChunkId] = ()) -> Iterator[set[ChunkId]]:

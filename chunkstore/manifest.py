@@ -6,19 +6,65 @@ content.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 from chunkstore.content import Content
-from chunkstore.digest import ChunkId, LayerId, layer_id
+from chunkstore.digest import Buffer, ChunkId, LayerId, layer_id
 from chunkstore.entries import EXTENT, Entry, Extent, Kind, pack_extents, unpack_extents
 from chunkstore.errors import ChunkMissing
-from chunkstore.manifest_codec import MAX_MANIFEST_BYTES, decode_rows, encode_rows
+from chunkstore.manifest_codec import MAX_MANIFEST_BYTES, TreeEncoder, decode_rows
 from chunkstore.tree_errors import ManifestInvalid, printable
 from chunkstore.treecheck import check_entries
 
-__all__ = ["Entry", "Extent", "Kind", "Manifest", "load", "load_encoded", "pack_extents", "unpack_extents"]
+__all__ = [
+    "Entry",
+    "Extent",
+    "Kind",
+    "Manifest",
+    "Outline",
+    "load",
+    "load_encoded",
+    "outline",
+    "pack_extents",
+    "unpack_extents",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a tree is made of; a fraction of its `Manifest` where files are many.
+
+    Attributes:
+        size: bytes of all regular files, holes included, hard links once.
+        chunks: as `Manifest.chunks`.
+    """
+
+    size: int
+    chunks: dict[ChunkId, int]
+
+
+def outline(data: Buffer) -> Outline:
+    """Read an encoding as strictly as `Manifest.decode`, and raise as it does; the entries are not kept."""
+    size = 0
+    chunks: dict[ChunkId, int] = {}
+    for entry in decode_rows(data):
+        if entry.table:
+            size += entry.size
+            count_chunks(chunks, entry)
+    return Outline(size, chunks)
+
+
+def count_chunks(found: dict[ChunkId, int], entry: Entry) -> None:
+    """Add the chunks of a file that are not in `found`, each with its length in bytes.
+
+    Raises:
+        ManifestInvalid: one chunk is said to have two lengths.
+    """
+    for length, chunk in EXTENT.iter_unpack(entry.table):
+        if length > 0 and found.setdefault(chunk, length) != length:
+            raise ManifestInvalid(f"{printable(entry.path)}: a chunk with two lengths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +74,13 @@ class Manifest:
     entries: tuple[Entry, ...]
 
     @staticmethod
-    def decode(data: bytes) -> "Manifest":
+    def decode(data: Buffer) -> "Manifest":
         """Read an encoding, strictly: there is one for each tree.
 
         Raises:
             ManifestInvalid: anything else than that, or a limit of `manifest_codec` is exceeded.
         """
-        return Manifest(decode_rows(data))
+        return Manifest(tuple(decode_rows(data)))
 
     def encode(self) -> bytes:
         """The canonical encoding.
@@ -42,11 +88,10 @@ class Manifest:
         Raises:
             ManifestInvalid: the entries are not a possible tree, or exceed a limit.
         """
-        return b"".join(self.rows())
-
-    def rows(self) -> Iterator[bytes]:
-        """The canonical encoding in pieces of one row; raises like `encode`."""
-        return encode_rows(self.entries, self.check())
+        encoder = TreeEncoder()
+        for entry in self.entries:
+            encoder.take(entry)
+        return bytes(encoder.finish()[0])
 
     def check(self) -> int:
         """Refuse entries that no folder on a disk can be; what `decode` returns has passed this.
@@ -72,9 +117,7 @@ class Manifest:
         """
         found: dict[ChunkId, int] = {}
         for entry in self.entries:
-            for length, chunk in EXTENT.iter_unpack(entry.table):
-                if length > 0 and found.setdefault(chunk, length) != length:
-                    raise ManifestInvalid(f"{printable(entry.path)}: a chunk with two lengths")
+            count_chunks(found, entry)
         return found
 
     def find(self, path: bytes) -> Entry | None:

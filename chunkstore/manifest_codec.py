@@ -21,10 +21,12 @@ msgpack can say in two ways. `treecheck` then refuses impossible trees. The same
 is written that would not be read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Final
 
 import msgpack
 
+from chunkstore.digest import Buffer
 from chunkstore.entries import Entry, Kind, Xattrs
 from chunkstore.tree_errors import ManifestInvalid, printable
 from chunkstore.treecheck import MAX_XATTRS, TreeCheck
@@ -36,32 +38,46 @@ _VERSION = 1
 _FEED_BYTES = 1 << 20
 _KINDS = tuple(Kind)
 _DEVICES = (Kind.CHARACTER, Kind.BLOCK)
+_HEADER_ROOM: Final = 64
 
 
-def encode_rows(entries: Sequence[Entry], size: int) -> Iterator[bytes]:
-    """The encoding of a tree, row by row.
+class TreeEncoder:
+    """Encodes a tree entry by entry, in order of path; nothing is kept but what `treecheck` keeps."""
 
-    Args:
-        entries: a checked tree.
-        size: bytes of all its regular files together.
+    def __init__(self) -> None:
+        self._packer = msgpack.Packer(use_bin_type=True)
+        self._check = TreeCheck()
+        self._encoded = bytearray(_HEADER_ROOM)
 
-    Raises:
-        ManifestInvalid: the encoding is too large.
-    """
-    packer = msgpack.Packer(use_bin_type=True)
-    header = packer.pack((_MAGIC, _VERSION, len(entries), size))
-    total = len(header)
-    yield header
-    for entry in entries:
-        row = packer.pack(_row(entry))
-        total += len(row)
-        if total > MAX_MANIFEST_BYTES:
+    def take(self, entry: Entry) -> None:
+        """Encode the next entry.
+
+        Raises:
+            ManifestInvalid: it does not belong there in any possible tree, or a limit is exceeded.
+        """
+        self._check.take(entry)
+        self._encoded += self._packer.pack(_row(entry))
+        self._refuse_excess(_HEADER_ROOM)
+
+    def finish(self) -> tuple[bytearray, int]:
+        """The canonical encoding of what was taken, and the bytes of all its regular files; call it once.
+
+        Raises:
+            ManifestInvalid: the tree is empty or too large.
+        """
+        check = self._check
+        check.finish(check.count, check.size)
+        self._encoded[:_HEADER_ROOM] = self._packer.pack((_MAGIC, _VERSION, check.count, check.size))
+        self._refuse_excess(0)
+        return self._encoded, check.size
+
+    def _refuse_excess(self, room: int) -> None:
+        if len(self._encoded) - room > MAX_MANIFEST_BYTES:
             raise ManifestInvalid("the tree is too large for one manifest")
-        yield row
 
 
-def decode_rows(data: bytes) -> tuple[Entry, ...]:
-    """Read an encoding from anywhere; it may be hostile.
+def decode_rows(data: Buffer) -> Iterator[Entry]:
+    """Read an encoding from anywhere, entry by entry. It may be hostile, and at the end it is known that it is not.
 
     Raises:
         ManifestInvalid: it is not the canonical encoding of a possible tree within the limits.
@@ -73,9 +89,10 @@ def decode_rows(data: bytes) -> tuple[Entry, ...]:
     check = TreeCheck()
     shared: dict[int, int] = {}  # one object for each mode, owner and group instead of one for each entry
     for row in rows:
-        check.take(_entry(row, shared))
+        entry = _entry(row, shared)
+        check.take(entry)
+        yield entry
     check.finish(count, size)
-    return tuple(check.entries)
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
@@ -95,7 +112,7 @@ def _row(entry: Entry) -> tuple[object, ...]:
 class _Rows:
     """Iterates over the msgpack arrays of an encoding, each checked to be in canonical form."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: Buffer) -> None:
         self._data = data
         self._fed = 0
         self._packer = msgpack.Packer(use_bin_type=True)

@@ -11,7 +11,7 @@ not taken for one when a damaged stretch is scanned for the next sound record.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NewType, cast
 
 from xxhash import xxh3_64_intdigest
@@ -27,6 +27,7 @@ MAGIC = b"P2PG"
 _FIELDS = struct.Struct("<4sBxHII")
 _SUM = struct.Struct("<Q")
 _ENTRY = struct.Struct(f"<{ID_BYTES}sI")
+TABLE_ROW_BYTES = _ENTRY.size
 _HEADER_BYTES = _FIELDS.size + _SUM.size
 MAX_RECORD_BYTES = _HEADER_BYTES + MAX_GROUP_CHUNKS * _ENTRY.size + MAX_GROUP_BYTES + _SUM.size
 
@@ -106,6 +107,12 @@ def decode_table(table: Buffer) -> tuple[tuple[ChunkId, ...], tuple[int, ...]]:
     """Undo `encode_table`; `table` is a multiple of 36 bytes."""
     entries = list(_ENTRY.iter_unpack(table))
     return tuple(ChunkId(name) for name, _ in entries), tuple(length for _, length in entries)
+
+
+def iterate_table(table: Buffer) -> Iterator[tuple[ChunkId, int]]:
+    """What `decode_table` gives, pair by pair; for long tables."""
+    for name, length in _ENTRY.iter_unpack(table):
+        yield ChunkId(name), length
 
 
 def _body_sum(table: Buffer, payload: Buffer, place: Place) -> bytes:

@@ -9,7 +9,6 @@ last component of a path is left to check.
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from operator import attrgetter
 
 from chunkstore.attributes import is_kept
 from chunkstore.codec import MAX_CHUNK_BYTES
@@ -44,17 +43,29 @@ def check_entries(entries: Iterable[Entry]) -> int:
     check = TreeCheck()
     for entry in entries:
         check.take(entry)
-    check.finish(len(check.entries), check.size)
+    check.finish(check.count, check.size)
     return check.size
 
 
 class TreeCheck:
-    """Takes the entries of a tree in order, and refuses what no folder on a disk can be."""
+    """Takes the entries of a tree in order, and refuses what no folder on a disk can be.
+
+    Of what it took it keeps paths and kinds.
+
+    Attributes:
+        size: bytes of all regular files so far.
+    """
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self._paths: list[bytes] = []
+        self._kinds = bytearray()
         self._folders: set[bytes] = set()
         self.size = 0
+
+    @property
+    def count(self) -> int:
+        """Entries so far."""
+        return len(self._paths)
 
     def take(self, entry: Entry) -> None:
         """Check the next entry against those before.
@@ -62,12 +73,12 @@ class TreeCheck:
         Raises:
             ManifestInvalid: with the path and the reason.
         """
-        if not self.entries:
+        if not self._paths:
             if entry.path or entry.kind is not Kind.DIRECTORY:
                 raise ManifestInvalid("the first entry is not the top folder")
         else:
             self._check_path(entry.path)
-        if len(self.entries) == MAX_ENTRIES:
+        if len(self._paths) == MAX_ENTRIES:
             raise ManifestInvalid(f"more than {MAX_ENTRIES} entries")
         if entry.xattrs:
             _check_xattrs(entry)
@@ -83,7 +94,8 @@ class TreeCheck:
             if entry.mode != _SYMLINK_MODE:
                 raise ManifestInvalid(f"{printable(entry.path)}: a symlink's mode is always 0777")
         _check_numbers(entry)
-        self.entries.append(entry)
+        self._paths.append(entry.path)
+        self._kinds.append(entry.kind)
 
     def finish(self, count: int, size: int) -> None:
         """Compare with what the header announced.
@@ -91,13 +103,13 @@ class TreeCheck:
         Raises:
             ManifestInvalid: it announced something else.
         """
-        if len(self.entries) != count or not self.entries:
-            raise ManifestInvalid(f"{len(self.entries)} entries where the header says {count}")
+        if self.count != count or not count:
+            raise ManifestInvalid(f"{self.count} entries where the header says {count}")
         if self.size != size or size > _MAX_INT64:
             raise ManifestInvalid(f"files of {self.size} bytes, too many or not what the header says")
 
     def _check_path(self, path: bytes) -> None:
-        if path <= self.entries[-1].path:
+        if path <= self._paths[-1]:
             raise ManifestInvalid(f"{printable(path)}: out of order or twice")
         parent, _, name = path.rpartition(b"/")
         if parent not in self._folders or path.startswith(b"/"):
@@ -106,9 +118,9 @@ class TreeCheck:
             raise ManifestInvalid(f"{printable(path)}: impossible name, or too long")
 
     def _check_link(self, entry: Entry) -> None:
-        at = bisect_left(self.entries, entry.target, key=attrgetter("path"))
-        first = self.entries[at] if at < len(self.entries) else None
-        if first is None or first.path != entry.target or first.kind in (Kind.DIRECTORY, Kind.HARDLINK):
+        at = bisect_left(self._paths, entry.target)
+        found = at < self.count and self._paths[at] == entry.target
+        if not found or self._kinds[at] in (Kind.DIRECTORY, Kind.HARDLINK):
             raise ManifestInvalid(f"{printable(entry.path)}: a hard link to nothing that can have one")
 
 

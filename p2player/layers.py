@@ -161,7 +161,7 @@ class Layers(LayerListing):
                     imported.size,
                     imported.manifest_chunks,
                     imported.manifest_size,
-                    imported.manifest.chunks(),
+                    imported.content,
                 )
             self._store.commit()
             have, total = self._store.holding(imported.layer_id)

@@ -105,8 +105,7 @@ class SourceImages:
         lengths = {name: len(data) for name, data in self.vault.read(imported.manifest_chunks)}
         before = self._lineage.newest
         had = frozenset(() if before is None else before.chunks)
-        chunks = imported.manifest.chunks()
-        fresh = {name: length for name, length in chunks.items() if name not in had}
+        fresh = {name: length for name, length in imported.content.items() if name not in had}
         newest = Ancestor.of(imported.layer_id, imported.manifest, imported.manifest_chunks, imported.manifest_size)
         listed = before is None and len(fresh) <= MAX_FRESH
         image = Image(
