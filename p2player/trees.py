@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 from pathlib import Path
 
@@ -58,6 +58,14 @@ class Trees:
             finally:
                 self._asked_s[layer] = self._clock()
         return path
+
+    async def first(self, layers: Iterable[LayerId]) -> Path | None:
+        """The tree of the first of these layers that has one. It may go at any time."""
+        for layer in layers:
+            path = self._folder / layer.hex()
+            if await trio.to_thread.run_sync(path.is_dir):
+                return path
+        return None
 
     async def sweep(self, in_use: Callable[[], set[LayerId]], idle_s: float) -> list[LayerId]:
         """Remove the trees that are not in use and were not asked for in the last `idle_s` seconds.

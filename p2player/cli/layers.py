@@ -31,6 +31,18 @@ _LAYERS = (
 
 _REF = "NAME|ID"
 
+_limit_in = click.option(
+    "--limit-in",
+    metavar="RATE",
+    callback=parse.rate,
+    help="Receive no faster than this; the node's own cap holds, too.",
+)
+
+
+def _capped(body: dict[str, Any], limit_in: float | None) -> dict[str, Any]:
+    """The request's body, with the cap if there is one."""
+    return body if limit_in is None else {**body, "limit_in": int(limit_in)}
+
 
 @click.command()
 @json_option
@@ -99,18 +111,22 @@ def add(session: Session, path: Path, name: str, kind: str, takeover: bool, as_j
 
 @layer.command()
 @click.argument("ref", metavar=_REF)
+@_limit_in
 @json_option
 @pass_session
-def pull(session: Session, ref: str, as_json: bool) -> None:
+def pull(session: Session, ref: str, limit_in: float | None, as_json: bool) -> None:
     """Fetch a layer to this node, from whoever holds parts of it.
 
-    What is here already, in whatever layer, is not fetched. A pull that was interrupted goes on where it ended.
+    What is here already, in whatever layer, is not fetched; what resembles something that is here comes as its
+    difference. A pull that was interrupted goes on where it ended.
 
     \b
-    Example:
+    Examples:
       p2player layer pull debian-12
+      p2player layer pull debian-12 --limit-in 20Mbit
     """
-    result = session.work(f"pulling {ref}", "POST", _path(ref, "pull"), quiet=as_json)
+    body = _capped({}, limit_in)
+    result = session.work(f"pulling {ref}", "POST", _path(ref, "pull"), body or None, quiet=as_json)
     if as_json:
         output.document(result)
         return
@@ -131,9 +147,10 @@ def pull(session: Session, ref: str, as_json: bool) -> None:
 @layer.command()
 @click.argument("ref", metavar=_REF)
 @click.argument("directory", metavar="DIR", callback=parse.absolute)
+@_limit_in
 @json_option
 @pass_session
-def checkout(session: Session, ref: str, directory: Path, as_json: bool) -> None:
+def checkout(session: Session, ref: str, directory: Path, limit_in: float | None, as_json: bool) -> None:
     """Write a layer's files to DIR, which must be absent or empty.
 
     What is missing is pulled first. Without root, owners, devices and trusted attributes are left out, and counted.
@@ -142,7 +159,8 @@ def checkout(session: Session, ref: str, directory: Path, as_json: bool) -> None
     Example:
       p2player layer checkout game /srv/game
     """
-    result = session.work(f"writing {ref}", "POST", _path(ref, "checkout"), {"dir": str(directory)}, quiet=as_json)
+    body = _capped({"dir": str(directory)}, limit_in)
+    result = session.work(f"writing {ref}", "POST", _path(ref, "checkout"), body, quiet=as_json)
     if as_json:
         output.document(result)
         return

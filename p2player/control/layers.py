@@ -7,7 +7,10 @@ from starlette.responses import Response
 
 from p2player import errors
 from p2player.control.endpoint import Call, Endpoint, Field, accepted, answer
+from p2player.net.shaping import Shaper
 from p2player.operations import Operation, Work
+
+MIN_RATE = 1_000
 
 
 def _start(call: Call, kind: str, work: Work) -> Response:
@@ -36,18 +39,30 @@ async def _add(call: Call) -> Response:
     return _start(call, "layer.add", work)
 
 
+def _throttle(call: Call) -> Shaper | None:
+    """The cap that a request puts on what it makes the node receive."""
+    rate = call.body.get("limit_in")
+    if rate is None:
+        return None
+    if rate < MIN_RATE:
+        raise errors.Usage(f"'limit_in' is less than {MIN_RATE} bytes a second: nothing would work")
+    return Shaper(rate)
+
+
 async def _pull(call: Call) -> Response:
+    throttle = _throttle(call)
+
     async def work(operation: Operation) -> dict[str, Any]:
-        return await call.node.layers.pull(call.path["ref"], operation=operation)
+        return await call.node.layers.pull(call.path["ref"], operation=operation, throttle_in=throttle)
 
     return _start(call, "layer.pull", work)
 
 
 async def _checkout(call: Call) -> Response:
-    directory = _absolute(call.body["dir"], "dir")
+    directory, throttle = _absolute(call.body["dir"], "dir"), _throttle(call)
 
     async def work(operation: Operation) -> dict[str, Any]:
-        return await call.node.layers.checkout(call.path["ref"], directory, operation=operation)
+        return await call.node.layers.checkout(call.path["ref"], directory, operation=operation, throttle_in=throttle)
 
     return _start(call, "layer.checkout", work)
 
@@ -88,6 +103,8 @@ async def _warm_auto(call: Call) -> Response:
     return answer(call.node.warmer.status())
 
 
+_LIMIT = Field("limit_in", int, "bytes a second that are received at most for this, besides the node's own cap")
+
 ENDPOINTS = (
     Endpoint("GET", "/v1/layers", "The layers of the mesh and who holds them", _list, answers="a list of rows"),
     Endpoint(
@@ -104,13 +121,13 @@ ENDPOINTS = (
         202,
         "the operation",
     ),
-    Endpoint("POST", "/v1/layers/{ref}/pull", "Fetch a layer to this node", _pull, status=202, answers="the operation"),
+    Endpoint("POST", "/v1/layers/{ref}/pull", "Fetch a layer to this node", _pull, (_LIMIT,), 202, "the operation"),
     Endpoint(
         "POST",
         "/v1/layers/{ref}/checkout",
         "Write a layer's tree to a folder",
         _checkout,
-        (Field("dir", str, "absolute path; absent or empty", required=True),),
+        (Field("dir", str, "absolute path; absent or empty", required=True), _LIMIT),
         202,
         "the operation",
     ),

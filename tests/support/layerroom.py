@@ -14,7 +14,7 @@ from p2player import errors
 from p2player.events import EventBus
 from p2player.layers import Layers
 from p2player.log import Log
-from p2player.transfer import PullReport
+from p2player.transfer import PullReport, Relative
 from p2player.upkeep import Disk, Upkeep
 from tests.support.content import Clock
 from tests.support.ledgers import ledger
@@ -48,6 +48,11 @@ class Nobody:
         self.me = me
         self.on_the_way: set[LayerId] = set()
         self.published = 0
+        self.old_layers: list[LayerId] = []
+
+    async def relatives(self, layer: LayerId) -> list[Relative]:
+        """What `old_layers` says."""
+        return [Relative(old, lambda node: False) for old in self.old_layers]
 
     def alive(self) -> list[Any]:
         """No other nodes."""
@@ -61,7 +66,7 @@ class Nobody:
         """Tell nobody."""
         self.published += 1
 
-    async def pull_layer(self, layer: LayerId, holders: object, *, progress: object = None) -> PullReport:
+    async def pull_layer(self, layer: LayerId, holders: object, **options: object) -> PullReport:
         """All is here."""
         return PullReport()
 

@@ -88,6 +88,9 @@ CASES = [
     ),
     work("layer pull edge/game", "POST /v1/layers/edge%2Fgame/pull", PULLED, ["976.7 KiB", "south-1", "1.5 s"]),
     work(
+        "layer pull game --limit-in 8Mbit", "POST /v1/layers/game/pull", PULLED, ["south-1"], body={"limit_in": 1000000}
+    ),
+    work(
         "layer checkout game out",
         "POST /v1/layers/game/checkout",
         {"files": 3, "bytes": 100, "skipped": {"owners": 3}, "id": LAYER, "name": "game", "seconds": 0.1},

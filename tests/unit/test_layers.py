@@ -1,15 +1,16 @@
 """The layer service asks the store in worker threads only, and keeps trees that apps need."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
 
 from chunkstore.collect import GcPolicy
-from chunkstore.digest import LayerId
+from chunkstore.digest import ChunkId, LayerId
 from chunkstore.treerecall import remember, survey
 from gossip.inventory import Holding
 from p2player import errors
@@ -159,3 +160,33 @@ async def test_a_folder_is_added_and_its_tree_made_shared_and_swept(here: Room, 
     assert not path.exists()
     again = await here.layers.add(tmp_path / "source", "game", "app", operation=Operation("layer.add"))
     assert again["id"] == added["id"]
+
+
+async def test_the_tree_of_a_new_version_takes_what_stayed_from_the_tree_of_the_old_one(
+    here: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "stays").write_bytes(Random(1).randbytes(300_000))
+    ids = []
+    for text in (b"old", b"new"):
+        (source / "goes").write_bytes(text * 1000)
+        added = await here.layers.add(source, "game", "app", operation=Operation("layer.add"))
+        ids.append(LayerId(bytes.fromhex(added["id"])))
+    await here.layers.tree(ids[0])
+    here.nobody.old_layers = [ids[0]]
+    wanted: list[ChunkId] = []
+    read = here.store.read
+
+    def watched(names: Sequence[ChunkId]) -> Iterator[tuple[ChunkId, memoryview]]:
+        wanted.extend(names)
+        return read(names)
+
+    monkeypatch.setattr(here.store, "read", watched)
+    path = await here.layers.tree(ids[1])
+    assert (path / "stays").read_bytes() == (source / "stays").read_bytes()
+    assert (path / "goes").read_bytes() == b"new" * 1000
+    old, new = (here.store.layer_chunks(layer).keys() for layer in ids)
+    assert old & new
+    assert not old & new & set(wanted)
+    assert set(new - old) <= set(wanted)
