@@ -35,6 +35,7 @@ from p2player.events import EventBus
 from p2player.listing import LayerListing
 from p2player.log import Log
 from p2player.mesh import Mesh
+from p2player.net.connection import Throttle
 from p2player.net.peers import PeerPool
 from p2player.operations import Operation
 from p2player.presence import Presence
@@ -170,15 +171,18 @@ class Layers(LayerListing):
                 return record
         raise errors.Failed("chunks of the layer vanished while it was imported")
 
-    async def pull(self, ref: str, *, operation: Operation) -> dict[str, Any]:
+    async def pull(self, ref: str, *, operation: Operation, throttle_in: Throttle | None = None) -> dict[str, Any]:
         """Bring a layer here, whole, from whoever holds it.
+
+        Args:
+            throttle_in: a cap on what this pull receives, besides the node's.
 
         Raises:
             NotFound: no such layer, or nobody holds what is missing.
         """
         started = time.monotonic()
         layer = await self.resolve(ref)
-        report = await self.fetch(layer, operation.progress)
+        report = await self.fetch(layer, operation.progress, throttle_in)
         names = [entry.name for entry in self._ledger.catalog().of(layer)]
         return {
             "id": layer.hex(),
@@ -192,13 +196,17 @@ class Layers(LayerListing):
             "sources": {self._mesh.name_of(node): count for node, count in report.sources.items()},
         }
 
-    async def fetch(self, layer: LayerId, progress: Progress | None = None) -> PullReport:
+    async def fetch(
+        self, layer: LayerId, progress: Progress | None = None, throttle_in: Throttle | None = None
+    ) -> PullReport:
         """Pull `layer`, hold it from now on and tell the mesh; a layer that is held whole costs one look."""
         size = await trio.to_thread.run_sync(self._held_size, layer)
         if size is not None:
             self._tell_fetched()
             return PullReport(total=size, deduplicated=size)
-        report = await self._transfers.pull_layer(layer, partial(self.holder_hints, layer), progress=progress)
+        report = await self._transfers.pull_layer(
+            layer, partial(self.holder_hints, layer), progress=progress, throttle_in=throttle_in
+        )
         if report.transferred:
             self._ledger.count_pull(self._mesh.my_site, layer, now=time.time())
             self._events.emit("layer.pulled", id=layer.hex(), transferred=report.transferred)
@@ -238,13 +246,15 @@ class Layers(LayerListing):
         """
         return await trio.to_thread.run_sync(_load_manifest, self._store, layer)
 
-    async def checkout(self, ref: str, directory: Path, *, operation: Operation) -> dict[str, Any]:
+    async def checkout(
+        self, ref: str, directory: Path, *, operation: Operation, throttle_in: Throttle | None = None
+    ) -> dict[str, Any]:
         """Write the tree of a layer to `directory`, which must be absent or empty; pulls what is missing."""
         started = time.monotonic()
         if await trio.Path(directory).exists() and any(await trio.to_thread.run_sync(_entries, directory)):
             raise errors.Refused(f"{directory} is not empty")
         layer = await self.resolve(ref)
-        await self.fetch(layer, operation.progress)
+        await self.fetch(layer, operation.progress, throttle_in)
         manifest = await self.manifest(layer)
         done: CheckedOut = await trio.to_thread.run_sync(
             partial(
@@ -271,7 +281,8 @@ class Layers(LayerListing):
     async def _make_tree(self, layer: LayerId, path: Path) -> None:
         await self.fetch(layer)
         manifest = await self.manifest(layer)
-        await trio.to_thread.run_sync(checkout, self._store, manifest, path)
+        older = await self._trees.first(relative.layer for relative in await self._transfers.relatives(layer))
+        await trio.to_thread.run_sync(partial(checkout, self._store, manifest, path, reuse=older))
 
     async def sweep_trees(self, idle_s: float) -> int:
         """Remove the trees that no app here uses and nobody asked for in the last `idle_s` seconds; how many."""

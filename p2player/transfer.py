@@ -171,6 +171,10 @@ class Transfers:
                 raise errors.from_code(running.error.code, running.error.message)
             # The one that led was cancelled: take over.
 
+    async def relatives(self, layer: LayerId) -> Sequence[Relative]:
+        """Old layers that are here and resemble `layer`, the most promising first."""
+        return [] if self._relatives is None else await self._relatives(layer)
+
     def pulling(self) -> set[LayerId]:
         """Layers that are being pulled now."""
         return set(self._running)
@@ -228,7 +232,7 @@ class Transfers:
     ) -> PullReport:
         pull = self._pull(throttle_in, progress)
         about = await trio.to_thread.run_sync(described_here, self._store, layer)
-        relatives = [] if self._relatives is None else await self._relatives(layer)
+        relatives = await self.relatives(layer)
         if about is None:
             bases = [relative.layer for relative in relatives]
             hunt = ManifestHunt(self._store, layer, holders, pull.lease, pull.run, self._rng, bases)
