@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ASYNC_OPTIONAL := ASYNC114,ASYNC124,ASYNC128,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 STAMP := $(VENV)/.setup-stamp
 
-.PHONY: setup demo test check bench bench-sync bench-sync-quick clean
+.PHONY: setup demo test check bench bench-sync bench-sync-quick bench-swarm clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,9 @@ bench-sync: $(BENCH_STAMP)
 
 bench-sync-quick: $(BENCH_STAMP)
 	@$(BIN)/python -m bench.sync --quick $(ARGS)
+
+bench-swarm: $(BENCH_STAMP)
+	@$(BIN)/python -m bench.swarm $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
