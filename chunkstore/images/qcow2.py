@@ -37,6 +37,7 @@ _MAX_CLUSTERS = 1 << 24
 _MAX_TABLE_BYTES = 32 << 20
 _MAX_TABLES = 1 << 17
 
+_MOST_OFFSET = (1 << 63) - 1  # of any file
 _OFFSET = 0x00FFFFFFFFFFFE00
 _COMPRESSED = 1 << 62
 
@@ -82,7 +83,7 @@ def _check_features(field: bytes) -> None:
 
 
 def _table(read_at: ReadAt, at: int, entries: int) -> "array[int]":
-    data = read_at(at, entries * 8)
+    data = read_at(at, entries * 8) if at <= _MOST_OFFSET else b""
     if len(data) < entries * 8:
         raise ImageInvalid(at, "a table that is cut off")
     if data.count(0) == len(data):

@@ -189,6 +189,17 @@ def test_a_broken_disk_is_cut_by_content(source: Path) -> None:
     assert found != GOLDEN[b"disk.qcow2"]
 
 
+@pytest.mark.parametrize("where", [1 << 63, (1 << 64) - CLUSTER, (1 << 63) - CLUSTER])
+def test_a_disk_with_a_table_where_no_file_reaches(source: Path, where: int) -> None:
+    disk = source / "disk.qcow2"
+    data = bytearray(disk.read_bytes())
+    data[40:48] = where.to_bytes(8, "big")
+    disk.write_bytes(data)
+    assert sum(map(abs, lengths(import_tree(MemoryContent(), source), b"disk.qcow2"))) == len(data)
+    with pytest.raises(SourceUnsupported, match="damaged: at byte"):
+        import_file(MemoryContent(), disk)
+
+
 def test_a_save_that_breaks_off_is_cut_by_its_layout_up_to_there() -> None:
     save = stream([(b"pc.ram", 4 << 20)], [[(b"pc.ram", number * PAGE, page(number)) for number in range(300)]])
     whole, part = (list(map(bytes, cut_file([data]))) for data in (save, save[:-300_000]))
