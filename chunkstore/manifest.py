@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Final
 
 from chunkstore.content import Content
 from chunkstore.digest import Buffer, ChunkId, LayerId, layer_id
@@ -30,6 +31,9 @@ __all__ = [
     "pack_extents",
     "unpack_extents",
 ]
+
+_SLICE: Final = 256
+"""Chunks of a manifest that are read at a time: their groups come into memory whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,7 @@ def load(content: Content, manifest_chunks: Sequence[ChunkId], layer: LayerId) -
     return Manifest.decode(load_encoded(content, manifest_chunks, layer))
 
 
-def load_encoded(content: Content, manifest_chunks: Sequence[ChunkId], layer: LayerId) -> bytes:
+def load_encoded(content: Content, manifest_chunks: Sequence[ChunkId], layer: LayerId) -> bytearray:
     """Read the encoding of a layer's manifest from its chunks and verify it.
 
     Args:
@@ -149,20 +153,16 @@ def load_encoded(content: Content, manifest_chunks: Sequence[ChunkId], layer: La
         ChunkMissing: a chunk is not there.
         ManifestInvalid: the chunks are not this layer's manifest, or it is too large.
     """
-    pieces: dict[ChunkId, bytes] = {}
-    total = 0
-    for chunk_id, data in content.read(list(dict.fromkeys(manifest_chunks))):
-        total += len(data)
-        if total > MAX_MANIFEST_BYTES:
-            raise ManifestInvalid(f"layer {layer.hex()[:16]}: the manifest is too large")
-        pieces[chunk_id] = bytes(data)
-    for chunk_id in manifest_chunks:
-        if chunk_id not in pieces:
-            raise ChunkMissing(chunk_id)
-    if sum(len(pieces[chunk_id]) for chunk_id in manifest_chunks) > MAX_MANIFEST_BYTES:
-        raise ManifestInvalid(f"layer {layer.hex()[:16]}: the manifest is too large")
-    encoded = b"".join(pieces[chunk_id] for chunk_id in manifest_chunks)
-    pieces.clear()
+    encoded = bytearray()
+    for start in range(0, len(manifest_chunks), _SLICE):
+        some = manifest_chunks[start : start + _SLICE]
+        pieces: dict[ChunkId, Buffer] = dict(content.read(list(dict.fromkeys(some))))
+        for chunk_id in some:
+            if chunk_id not in pieces:
+                raise ChunkMissing(chunk_id)
+            if len(encoded) + len(pieces[chunk_id]) > MAX_MANIFEST_BYTES:
+                raise ManifestInvalid(f"layer {layer.hex()[:16]}: the manifest is too large")
+            encoded += pieces[chunk_id]
     if layer_id(encoded, content.key) != layer:
         raise ManifestInvalid(f"layer {layer.hex()[:16]}: the manifest has another digest")
     return encoded

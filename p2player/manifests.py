@@ -9,16 +9,15 @@ that a dead one costs `STAGGER_S` and not its whole time-out.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 
 import trio
 
 from chunkstore.chunker import MANIFEST, cut
 from chunkstore.codec import decompress, decompress_against, pack_all
-from chunkstore.digest import ChunkId, LayerId, chunk_id, layer_id
+from chunkstore.digest import Buffer, ChunkId, LayerId, chunk_id, layer_id
 from chunkstore.errors import BadGroup, ChunkMissing
-from chunkstore.manifest import Manifest, load, load_encoded
+from chunkstore.manifest import Manifest, load_encoded, outline
 from chunkstore.store import ChunkStore
 from chunkstore.tree_errors import ManifestInvalid
 from gossip.messages import NodeId
@@ -40,7 +39,7 @@ Run = Callable[[Job, Holders], Awaitable[object]]
 @dataclass(frozen=True, slots=True)
 class Description:
     """What the store needs to know of a layer: the arguments of `ChunkStore.put_layer`. The manifest itself only where
-    it was read just now."""
+    it was read just now and somebody may compare it with another one: of many files it is large."""
 
     layer: LayerId
     size: int
@@ -197,7 +196,7 @@ class ManifestHunt:
     # The manifest
 
     async def _keep(self, encoded: bytes) -> Description:
-        return await trio.to_thread.run_sync(_store_encoded, self._store, self._layer, encoded)
+        return await trio.to_thread.run_sync(_store_encoded, self._store, self._layer, encoded, bool(self._bases))
 
     async def _gather(self, listed: wire.Listed) -> Description:
         wants = dict(listed)
@@ -208,18 +207,30 @@ class ManifestHunt:
         await self._run(Job(f"manifest of {self._label}", self._store, wire.SHARED, wants), self._holders)
         ids = tuple(chunk for chunk, _ in listed)
         size = sum(length for _, length in listed)
-        return await trio.to_thread.run_sync(partial(_describe, self._store, self._layer, ids, size))
+        return await trio.to_thread.run_sync(_describe, self._store, self._layer, ids, size, bool(self._bases))
 
 
-def _describe(store: ChunkStore, layer: LayerId, ids: tuple[ChunkId, ...], size: int) -> Description:
-    """Read, verify and decode the manifest; for a worker thread."""
+def _describe(store: ChunkStore, layer: LayerId, ids: tuple[ChunkId, ...], size: int, whole: bool) -> Description:
+    """Read and verify the manifest; for a worker thread."""
     try:
-        manifest = load(store, ids, layer)
-        return Description(layer, manifest.size, ids, size, manifest.chunks(), manifest)
+        return _read(layer, load_encoded(store, ids, layer), ids, whole)
     except ManifestInvalid as error:
         raise errors.Integrity(str(error)) from None
     except ChunkMissing as error:
         raise errors.NotFound(str(error)) from None
+
+
+def _read(layer: LayerId, encoded: Buffer, ids: tuple[ChunkId, ...], whole: bool) -> Description:
+    """A description from a manifest with the right digest; with the decoded manifest in it if `whole`.
+
+    Raises:
+        ManifestInvalid: it is none.
+    """
+    if whole:
+        manifest = Manifest.decode(encoded)
+        return Description(layer, manifest.size, ids, len(encoded), manifest.chunks(), manifest)
+    found = outline(encoded)
+    return Description(layer, found.size, ids, len(encoded), found.chunks)
 
 
 def _expand(store: ChunkStore, frame: bytes, basis: LayerId | None) -> bytes:
@@ -238,16 +249,15 @@ def _expand(store: ChunkStore, frame: bytes, basis: LayerId | None) -> bytes:
         raise errors.NotFound(str(error)) from None
 
 
-def _store_encoded(store: ChunkStore, layer: LayerId, encoded: bytes) -> Description:
+def _store_encoded(store: ChunkStore, layer: LayerId, encoded: bytes, whole: bool) -> Description:
     """Verify a manifest and keep its chunks; for a worker thread."""
     if layer_id(encoded) != layer:
         raise errors.Integrity(f"layer {layer.hex()[:16]}: the manifest has another digest")
+    pieces = [(chunk_id(piece), piece) for piece in cut(encoded, MANIFEST)]
     try:
-        manifest = Manifest.decode(encoded)
+        about = _read(layer, encoded, tuple(chunk for chunk, _ in pieces), whole)
     except ManifestInvalid as error:
         raise errors.Integrity(str(error)) from None
-    pieces = [(chunk_id(piece), piece) for piece in cut(encoded, MANIFEST)]
-    missing = store.missing(chunk for chunk, _ in pieces)
+    missing = store.missing(about.manifest_chunks)
     store.add(pack_all((chunk, piece) for chunk, piece in pieces if chunk in missing))
-    ids = tuple(chunk for chunk, _ in pieces)
-    return Description(layer, manifest.size, ids, len(encoded), manifest.chunks(), manifest)
+    return about

@@ -117,7 +117,7 @@ def _manifest_frame(source: Source, layer: LayerId, bases: Sequence[LayerId]) ->
     return compress(encoded, MANIFEST_LEVEL), None
 
 
-def _encoded(source: Source, layer: LayerId) -> bytes | None:
+def _encoded(source: Source, layer: LayerId) -> bytearray | None:
     """The encoding of a manifest, None when it is not here.
 
     Raises:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from random import Random
 from weakref import WeakKeyDictionary
 
@@ -39,6 +40,7 @@ __all__ = ["HolderHint", "Holders", "Progress", "PullReport", "Transfers"]
 THREADS = 4
 HAVE_S = 20.0
 GOODPUT_BYTES = 4 << 20
+LOOK_CHUNKS = 8192
 KIN_BYTES = 16 << 10
 ENOUGH_KIN = 0.5
 
@@ -231,6 +233,11 @@ class Transfers:
         self, layer: LayerId, holders: Holders, progress: Progress, throttle_in: Throttle | None
     ) -> PullReport:
         pull = self._pull(throttle_in, progress)
+        job, size = await self._job(layer, holders, pull)
+        return await pull.content(job, size, holders)
+
+    async def _job(self, layer: LayerId, holders: Holders, pull: "_Pull") -> tuple[Job, int]:
+        """What of a layer is to be fetched, and its size. Nothing else of its description stays in memory meanwhile."""
         about = await trio.to_thread.run_sync(described_here, self._store, layer)
         relatives = await self.relatives(layer)
         if about is None:
@@ -238,11 +245,7 @@ class Transfers:
             hunt = ManifestHunt(self._store, layer, holders, pull.lease, pull.run, self._rng, bases)
             about = await hunt.run()
         await trio.to_thread.run_sync(about.put, self._store)
-        wants, starts = await trio.to_thread.run_sync(_lacking, self._store, about)
-        claims = partial(_claims, about, wants)
-        kin = await trio.to_thread.run_sync(_find_kin, self._store, about, wants, relatives, self._goodput)
-        job = Job(f"layer {layer.hex()[:16]}", self._store, wire.SHARED, wants, starts, claims, kin)
-        return await pull.content(job, about.size, holders)
+        return await trio.to_thread.run_sync(_plan, self._store, about, relatives, self._goodput), about.size
 
     def _pull(self, throttle_in: Throttle | None, progress: Progress | None) -> "_Pull":
         return _Pull(self._meter, self._rng, self._threads, throttle_in, progress, self._goodput)
@@ -329,21 +332,34 @@ class _Pull:
             self._progress(here + done, here + wanted)
 
 
-async def _claims(about: Description, wants: Mapping[ChunkId, int], session: Session) -> bytes:
-    """Ask a partial holder which of `wants`, a part of the layer's content in order, it has."""
-    body = await session.call(wire.LAYER_HAVE, wire.layer_body(about.layer), timeout_s=HAVE_S)
-    bitmap = wire.read_have(body, len(about.content))
-    return await trio.to_thread.run_sync(_marks, about.content, wants, bitmap)
+async def _claims(layer: LayerId, wanted: bytes, session: Session) -> bytes:
+    """Ask a partial holder which of the chunks of a layer that are `wanted`, one byte a chunk, it has."""
+    body = await session.call(wire.LAYER_HAVE, wire.layer_body(layer), timeout_s=HAVE_S)
+    bitmap = wire.read_have(body, len(wanted))
+    return await trio.to_thread.run_sync(_marks, wanted, bitmap)
 
 
-def _marks(content: Mapping[ChunkId, int], wants: Mapping[ChunkId, int], bitmap: bytes) -> bytes:
-    return bytes(bitmap[at >> 3] >> (at & 7) & 1 for at, chunk in enumerate(content) if chunk in wants)
+def _marks(wanted: bytes, bitmap: bytes) -> bytes:
+    return bytes(bitmap[at >> 3] >> (at & 7) & 1 for at, counts in enumerate(wanted) if counts)
 
 
-def _lacking(store: ChunkStore, about: Description) -> tuple[dict[ChunkId, int], bytes]:
-    """What of a layer is not here, and where stored groups probably begin in that; for a worker thread."""
-    wants = store.lacking(about.layer)
-    return wants, group_starts(about.content, wants)
+def _plan(store: ChunkStore, about: Description, relatives: Sequence[Relative], goodput: Mapping[NodeId, float]) -> Job:
+    """How the part of a layer is fetched that is not here; for a worker thread."""
+    wants = _lacking(store, about.content)
+    starts = group_starts(about.content, wants)
+    claims = partial(_claims, about.layer, bytes(chunk in wants for chunk in about.content))
+    kin = _find_kin(store, about, wants, relatives, goodput)
+    return Job(f"layer {about.layer.hex()[:16]}", store, wire.SHARED, wants, starts, claims, kin)
+
+
+def _lacking(store: ChunkStore, content: Mapping[ChunkId, int]) -> Mapping[ChunkId, int]:
+    """The chunks that are not here; `content` itself if that is all of them."""
+    wants: dict[ChunkId, int] = {}
+    rest = iter(content.items())
+    while some := list(islice(rest, LOOK_CHUNKS)):
+        missing = store.missing(chunk for chunk, _ in some)
+        wants.update(pair for pair in some if pair[0] in missing)
+    return wants if len(wants) < len(content) else content
 
 
 def _find_kin(
