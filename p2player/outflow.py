@@ -7,7 +7,7 @@ more, several together, as hard as the processor can without being slower than t
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from chunkstore.codec import MAX_BUNDLE_BYTES, MAX_GROUP_BYTES, Group, bundle, take
+from chunkstore.codec import MAX_BUNDLE_BYTES, MAX_GROUP_BYTES, Group, bundle, take, unpack
 from chunkstore.content import Content
 from chunkstore.delta.levels import level_for
 from chunkstore.digest import ChunkId
@@ -46,17 +46,33 @@ def exact_groups(
     for group in content.groups(ids):
         try:
             kept = take(group, wanted)
-            if kept is None:
-                continue
-            if level is None:
-                yield kept
-                continue
-            if held_bytes + kept.raw_bytes > most_bytes:
-                yield from bundle(held, level)
-                held, held_bytes = [], 0
-            held.append(kept)
-            held_bytes += kept.raw_bytes
         except BadGroup:
             continue  # damaged here: to the peer it is missing
+        if kept is None:
+            continue
+        if level is None:
+            yield kept
+            continue
+        if held_bytes + kept.raw_bytes > most_bytes:
+            yield from _bundled(held, level)
+            held, held_bytes = [], 0
+        held.append(kept)
+        held_bytes += kept.raw_bytes
     if level is not None:
-        yield from bundle(held, level)
+        yield from _bundled(held, level)
+
+
+def _bundled(groups: Sequence[Group], level: int) -> list[Group]:
+    """As `bundle`; without those that are damaged here, if any is."""
+    try:
+        return bundle(groups, level)
+    except BadGroup:
+        return bundle([group for group in groups if _opens(group)], level)
+
+
+def _opens(group: Group) -> bool:
+    try:
+        unpack(group)
+    except BadGroup:
+        return False
+    return True

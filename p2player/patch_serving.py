@@ -1,11 +1,12 @@
 """Answer peers that ask for deltas: of a layer's manifest, and of chunks.
 
 A delta is made anew for each answer, in worker threads, one unit at a time; so what it costs is bounded by the size of
-a unit, and by `THREADS` for all peers together. Where this node lacks the relative, or a part of what is wanted, the
+a unit, and by `THREADS` for all peers together. Nothing of a request is unfolded before its turn, since its positions
+take far fewer bytes on the wire than here. Where this node lacks the relative, or a part of what is wanted, the
 chunks that are here go as they are stored: the asker cannot tell beforehand, and need not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -28,8 +29,10 @@ from p2player.proto import content_wire, delta_wire
 from p2player.proto.delta_wire import DeltaAsk
 from p2player.proto.frames import RemoteProtocolError
 from p2player.sources import Positions, Source
+from p2player.turns import Turns
 
 THREADS = 2
+MANIFESTS_AT_A_TIME = 2
 PIECE_BYTES = 256 << 10
 MANIFEST_LEVEL = 3
 
@@ -49,6 +52,7 @@ class PatchServing:
     ) -> None:
         self._source = source
         self._turn = turn
+        self._manifest_turns = Turns(MANIFESTS_AT_A_TIME)
         self._threads = trio.CapacityLimiter(THREADS)
         self.bytes_served = 0
 
@@ -68,11 +72,13 @@ class PatchServing:
             scope, layer, bases = delta_wire.read_manifest_ask(call.body)
         except RemoteProtocolError as error:
             raise errors.Usage(str(error)) from None
-        source = self._source(scope, NodeId(call.peer))
-        frame, basis = await trio.to_thread.run_sync(_manifest_frame, source, layer, bases, limiter=self._threads)
-        for start in range(0, len(frame), PIECE_BYTES):
-            await call.send_part({}, frame[start : start + PIECE_BYTES])
-        self.bytes_served += len(frame)
+        peer = NodeId(call.peer)
+        async with self._manifest_turns.take(peer):
+            source = self._source(scope, peer)
+            frame, basis = await trio.to_thread.run_sync(_manifest_frame, source, layer, bases, limiter=self._threads)
+            for start in range(0, len(frame), PIECE_BYTES):
+                await call.send_part({}, frame[start : start + PIECE_BYTES])
+            self.bytes_served += len(frame)
         return delta_wire.manifest_reply(basis)
 
     async def chunks_delta(self, call: Incoming) -> dict[str, Any]:
@@ -82,11 +88,8 @@ class PatchServing:
             NotFound: there is nothing of that scope for this peer, or no such layer.
         """
         peer = NodeId(call.peer)
-        try:
-            ask = DeltaAsk.read(call.body, bytes(call.payload))
-        except RemoteProtocolError as error:
-            raise errors.Usage(str(error)) from None
         async with self._turn(peer):
+            ask = await trio.to_thread.run_sync(_read_ask, call.body, bytes(call.payload), limiter=self._threads)
             answer = await trio.to_thread.run_sync(_Answer, self._source(ask.scope, peer), ask, limiter=self._threads)
             for number in range(len(ask.units)):
                 self._source(ask.scope, peer)
@@ -100,6 +103,13 @@ class PatchServing:
                     await call.send_part(content_wire.group_header(group), group.payload)
                     self.bytes_served += len(group.payload)
         return {"missing": answer.missing}
+
+
+def _read_ask(body: Mapping[str, Any], payload: bytes) -> DeltaAsk:
+    try:
+        return DeltaAsk.read(body, payload)
+    except RemoteProtocolError as error:
+        raise errors.Usage(str(error)) from None
 
 
 def _manifest_frame(source: Source, layer: LayerId, bases: Sequence[LayerId]) -> tuple[bytes, LayerId | None]:
@@ -165,6 +175,9 @@ class _Answer:
 
         Args:
             rate: bytes a second that the link takes, None while unknown.
+
+        Raises:
+            Usage: it is too large, or its signature is none.
         """
         wanted = self._wants[number]
         relative = self._relative(number)
@@ -174,7 +187,12 @@ class _Answer:
                 if self._encoder is None:
                     self._encoder = PatchEncoder(rate)
                 return self._encoder.encode(targets, relative)
-        groups = list(exact_groups(self._content, wanted, rate, bundles=True))
+        groups, size = list[Group](), 0
+        for group in exact_groups(self._content, wanted, rate, bundles=True):
+            groups.append(group)
+            size += group.raw_bytes
+            if size > UNIT_BYTES:
+                raise errors.Usage("a unit that is too large")
         self.missing += len(wanted) - sum(len(group.ids) for group in groups)
         return groups
 
@@ -195,12 +213,14 @@ class _Answer:
         """
         found: dict[ChunkId, Buffer] = {}
         size = 0
+        if len(set(ids)) < len(ids):
+            raise errors.Usage("a unit that names a chunk twice")
         for chunk, data in self._content.read(ids):
             size += len(data)
             if size > most_bytes:
                 raise errors.Usage("a unit that is too large")
-            found[chunk] = data
-        return [found[chunk] for chunk in ids] if len(found) == len(set(ids)) else []
+            found[chunk] = bytes(data)  # a copy, or a few small chunks would keep many whole groups in memory
+        return [found[chunk] for chunk in ids] if len(found) == len(ids) else []
 
 
 def _named(chunks: Positions, positions: Sequence[int]) -> list[ChunkId]:

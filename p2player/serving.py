@@ -11,9 +11,8 @@ to everybody else it does not exist.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import trio
@@ -30,6 +29,7 @@ from p2player.patch_serving import PatchServing
 from p2player.proto import content_wire as wire
 from p2player.proto.frames import RemoteProtocolError
 from p2player.sources import SharedLayers, Source
+from p2player.turns import Turns
 
 READ_BYTES = 2 << 20
 AT_A_TIME = 2
@@ -47,14 +47,6 @@ class _Exposed:
     peer: NodeId
 
 
-@dataclass(slots=True)
-class _Turn:
-    """The place of one peer in the queue: how many of its requests are here, and who may work."""
-
-    requests: int = 0
-    limiter: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(AT_A_TIME))
-
-
 class Serving:
     """The serving side of transfers on this node.
 
@@ -65,11 +57,11 @@ class Serving:
     def __init__(self, store: ChunkStore) -> None:
         self._store = store
         self._exposed: dict[str, _Exposed] = {}
-        self._turns: dict[NodeId, _Turn] = {}
+        self._turns = Turns(AT_A_TIME)
         self._promises = _Promises(store)
         layers = SharedLayers(store)
         self._shared = Source(store, layers.chunks_of, layers.manifest_of)
-        self._patches = PatchServing(self._source, self._in_turn)
+        self._patches = PatchServing(self._source, self._turns.take)
         self._threads = trio.CapacityLimiter(THREADS)
         self._bytes_served = 0
 
@@ -91,7 +83,7 @@ class Serving:
     @property
     def load(self) -> float:
         """Requests for chunks in work or waiting, for each one that can be worked on at a time; 0 is idle."""
-        return sum(turn.requests for turn in self._turns.values()) / THREADS
+        return self._turns.requests / THREADS
 
     def expose(self, scope: str, source: Source, peer: NodeId) -> None:
         """Let `peer`, and nobody else, read what `source` has under the name `scope`."""
@@ -133,22 +125,9 @@ class Serving:
         scope, ids = _read(wire.read_want, call.body)
         peer = NodeId(call.peer)
         self._source(scope, peer)
-        async with self._in_turn(peer):
+        async with self._turns.take(peer):
             sent = await self._send(call, scope, ids)
         return {"missing": len(set(ids)) - sent}
-
-    @asynccontextmanager
-    async def _in_turn(self, peer: NodeId) -> AsyncIterator[None]:
-        """Wait until one more of this peer's requests may be worked on, and work on it in the block."""
-        turn = self._turns.setdefault(peer, _Turn())
-        turn.requests += 1
-        try:
-            async with turn.limiter:
-                yield
-        finally:
-            turn.requests -= 1
-            if not turn.requests:
-                del self._turns[peer]
 
     async def _send(self, call: Incoming, scope: str, ids: Sequence[ChunkId]) -> int:
         """Send groups until there are no more, or the scope is withdrawn; how many chunks went."""

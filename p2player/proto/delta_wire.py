@@ -37,6 +37,8 @@ MAX_WHOLE_MANIFEST_BYTES: Final = 4 << 20
 MAX_MANIFEST_FRAME_BYTES: Final = MAX_WHOLE_MANIFEST_BYTES + (64 << 10)
 MAX_UNITS: Final = 1024
 MAX_UNIT_CHUNKS: Final = 4096
+MAX_RELATIVES: Final = 1 << 16
+"""Positions in the relatives of all units of a request: a run of thousands takes a few bytes on the wire."""
 MAX_POSITION: Final = 1 << 32
 MAX_UNITS_BYTES: Final = 256 << 10
 
@@ -134,11 +136,22 @@ def pack_units(units: Sequence[Unit]) -> bytes:
     return bytes(out)
 
 
+def may_be_asked(units: Sequence[Unit]) -> bool:
+    """Whether units are within what one request can say."""
+    relatives = sum(len(unit.relative) for unit in units)
+    return len(units) <= MAX_UNITS and relatives <= MAX_RELATIVES and len(pack_units(units)) <= MAX_UNITS_BYTES
+
+
 def read_units(data: bytes) -> list[Unit]:
-    """The inverse of `pack_units`, within the bounds of this module."""
+    """The inverse of `pack_units`, within the bounds of this module.
+
+    No position may be wanted twice, or be twice in one relative: a few bytes must not make a node read the same again
+    and again.
+    """
     numbers = _numbers(data)
     units: list[Unit] = []
-    wants = 0
+    wants: set[int] = set()
+    relatives = 0
     while (count := next(numbers, None)) is not None:
         wanted = _read_positions(numbers, count)
         if not wanted:
@@ -147,8 +160,11 @@ def read_units(data: bytes) -> list[Unit]:
         if count is None:
             raise RemoteProtocolError("half a unit")
         units.append(Unit(wanted, _read_positions(numbers, count)))
-        wants += len(wanted)
-        if len(units) > MAX_UNITS or wants > MAX_WANT_IDS:
+        if not wants.isdisjoint(wanted):
+            raise RemoteProtocolError("a position that is wanted twice")
+        wants.update(wanted)
+        relatives += count
+        if len(units) > MAX_UNITS or len(wants) > MAX_WANT_IDS or relatives > MAX_RELATIVES:
             raise RemoteProtocolError("too many units")
     if not units:
         raise RemoteProtocolError("no units")
@@ -182,6 +198,8 @@ def _read_positions(numbers: Iterator[int], count: int) -> tuple[int, ...]:
             raise RemoteProtocolError("a position out of bounds")
         positions.extend(range(first, first + run))
         expected = first + run
+    if len(set(positions)) < count:
+        raise RemoteProtocolError("a position twice in one list")
     return tuple(positions)
 
 

@@ -7,16 +7,29 @@ from hypothesis import strategies as st
 from chunkstore.delta.kinship import Unit
 from chunkstore.digest import LayerId
 from p2player.proto import delta_wire as wire
+from p2player.proto.content_wire import MAX_WANT_IDS
 from p2player.proto.delta_wire import DeltaAsk, pack_units, read_units
 from p2player.proto.frames import RemoteProtocolError
 
 NEW, OLD = LayerId(b"n" * 32), LayerId(b"o" * 32)
 
+
+def disjoint(several: list[Unit]) -> list[Unit]:
+    """The same units, without what an earlier one wants already."""
+    taken: set[int] = set()
+    kept: list[Unit] = []
+    for unit in several:
+        wants = tuple(at for at in unit.wants if at not in taken)
+        taken.update(wants)
+        kept += [Unit(wants, unit.relative)] if wants else []
+    return kept
+
+
 positions = st.lists(st.integers(0, 1 << 20), unique=True, max_size=40).map(tuple)
 units = st.builds(Unit, positions.filter(bool), positions)
 
 
-@given(st.lists(units, min_size=1, max_size=20))
+@given(st.lists(units, min_size=1, max_size=20).map(disjoint))
 def test_units_come_back_as_they_were(several: list[Unit]) -> None:
     assert read_units(pack_units(several)) == several
 
@@ -33,7 +46,7 @@ def test_any_bytes_are_units_or_are_refused(data: bytes) -> None:
     except RemoteProtocolError:
         return
     assert all(unit.wants for unit in several)
-    assert sum(len(unit.wants) for unit in several) <= wire.MAX_WANT_IDS
+    assert sum(len(unit.wants) for unit in several) <= MAX_WANT_IDS
 
 
 @pytest.mark.parametrize(
@@ -48,6 +61,9 @@ def test_any_bytes_are_units_or_are_refused(data: bytes) -> None:
         b"\xff",
         b"\xff" * 9 + b"\x01",
         b"\x81\x20\x00\x81\x20\x00",  # more than a unit may want
+        pack_units([Unit((1, 1), ())]),
+        pack_units([Unit((1,), (2, 3, 2))]),
+        pack_units([Unit((1,), ()), Unit((2, 1), ())]),
     ],
 )
 def test_bad_units(data: bytes) -> None:
@@ -58,6 +74,18 @@ def test_bad_units(data: bytes) -> None:
 def test_too_many_units() -> None:
     with pytest.raises(RemoteProtocolError):
         read_units(pack_units([Unit((1,), ())]) * (wire.MAX_UNITS + 1))
+
+
+def test_few_bytes_do_not_become_millions_of_positions() -> None:
+    run = tuple(range(wire.MAX_UNIT_CHUNKS))
+    fit = wire.MAX_RELATIVES // len(run)
+    several = [Unit((number,), run) for number in range(fit + 1)]
+    assert len(pack_units(several)) < 200
+    assert read_units(pack_units(several[:fit])) == several[:fit]
+    assert wire.may_be_asked(several[:fit])
+    with pytest.raises(RemoteProtocolError, match="too many"):
+        read_units(pack_units(several))
+    assert not wire.may_be_asked(several)
 
 
 def some_ask() -> DeltaAsk:
