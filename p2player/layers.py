@@ -192,6 +192,7 @@ class Layers(LayerListing):
                 "total": report.total,
                 "deduplicated": report.deduplicated,
                 "transferred": report.transferred,
+                "duplicates": report.duplicates,
             },
             "sources": {self._mesh.name_of(node): count for node, count in report.sources.items()},
         }
@@ -205,7 +206,11 @@ class Layers(LayerListing):
             self._tell_fetched()
             return PullReport(total=size, deduplicated=size)
         report = await self._transfers.pull_layer(
-            layer, partial(self.holder_hints, layer), progress=progress, throttle_in=throttle_in
+            layer,
+            partial(self.holder_hints, layer),
+            me=self._mesh.me,
+            progress=self._tell_of_first(progress),
+            throttle_in=throttle_in,
         )
         if report.transferred:
             self._ledger.count_pull(self._mesh.my_site, layer, now=time.time())
@@ -214,6 +219,20 @@ class Layers(LayerListing):
         await self._presence.publish()
         self._tell_fetched()
         return report
+
+    def _tell_of_first(self, progress: Progress | None) -> Progress:
+        """A progress that also tells the mesh when the first of a layer is here: who pulls it too can have it."""
+        told = False
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                self._presence.changed()
+            if progress is not None:
+                progress(done, total)
+
+        return tell
 
     def _tell_fetched(self) -> None:
         self._fetched.set()

@@ -46,6 +46,8 @@ from p2player.proto.swarm_events import (
 )
 
 POLL_S = 1.0
+LOOK_S = 0.4
+WANTS_A_LOOK_S = 500_000
 PATIENCE_S = 5.0
 CLEANUP_S = 10.0
 
@@ -99,6 +101,7 @@ class Job:
         starts: see `Swarm`.
         claims: asks a partial holder which of `wants` it has; None where that cannot be asked.
         kin: how the wants are related to old content that is here; None where nothing is.
+        me: this node, as its peers call it: see `Swarm`.
     """
 
     label: str
@@ -108,6 +111,7 @@ class Job:
     starts: bytes | None = None
     claims: Claims | None = None
     kin: Kin | None = None
+    me: NodeId | None = None
 
 
 @dataclass(eq=False)
@@ -122,6 +126,8 @@ class _Holder:
     session: Session | None = None
     partial: bool = False
     refreshing: bool = False
+    have: bytes | None = None
+    looked_at: float = 0.0
     heard_bytes: int = 0
     patches_failed: bool = False
     lost: errors.P2PlayerError | None = None
@@ -137,7 +143,7 @@ async def schedule(job: Job, rng: Random) -> Swarm:
 
     def make() -> Swarm:
         costs = None if job.kin is None else job.kin.costs(job.wants)
-        return Swarm(job.wants, rng, starts=job.starts, costs=costs)
+        return Swarm(job.wants, rng, starts=job.starts, costs=costs, me=job.me)
 
     return await trio.to_thread.run_sync(make)
 
@@ -168,6 +174,7 @@ class SwarmRun:
         self._lease = lease
         self._progress = progress
         self._swarm = swarm
+        self._threads = threads
         self._landing = Landing(job.content, job.wants, threads)
         self._patches = None if job.kin is None else PatchLanding(self._landing, job.kin, job.content, threads)
         self._liars = 0
@@ -176,6 +183,7 @@ class SwarmRun:
         self._unreachable: errors.P2PlayerError | None = None
         self._failure: errors.P2PlayerError | None = None
         self._ended = trio.Event()
+        self._look_s = min(POLL_S, LOOK_S + len(job.wants) / WANTS_A_LOOK_S)
         self._stuck_since: float | None = None
         self._wake_at = 0.0
         self._poke = trio.Event()
@@ -269,12 +277,12 @@ class SwarmRun:
     # Time
 
     async def _keep_time(self) -> None:
-        """Wake the swarm and the roster when they asked for it, and look around every second."""
+        """Wake the swarm and the roster when they asked for it, and look around now and then."""
         poll_at = 0.0
         while not self._ended.is_set():
             now = trio.current_time()
             if now >= poll_at:
-                poll_at = now + POLL_S
+                poll_at = now + min(LOOK_S, POLL_S)
                 self._look_around()
             for hint in self._roster.due(now):
                 self._dial(hint)
@@ -296,7 +304,8 @@ class SwarmRun:
             if holder.session.bytes_in != holder.heard_bytes:
                 holder.heard_bytes = holder.session.bytes_in
                 self._feed(Heard(holder.node))
-            if holder.partial and not holder.asks and not holder.refreshing and not self._ended.is_set():
+            due = trio.current_time() >= holder.looked_at + self._look_s
+            if holder.partial and due and not holder.refreshing and not self._ended.is_set():
                 holder.nursery.start_soon(self._refresh, holder, holder.session)
 
     def _dial(self, hint: HolderHint) -> None:
@@ -346,7 +355,7 @@ class SwarmRun:
         have: bytes | None = None
         if not holder.hint.complete and self._job.claims is not None:
             have = await self._claims(session)
-            holder.partial = True
+            holder.partial, holder.have, holder.looked_at = True, have, trio.current_time()
         holder.heard_bytes = session.bytes_in
         async with trio.open_nursery() as nursery:
             holder.session, holder.nursery = session, nursery
@@ -364,17 +373,18 @@ class SwarmRun:
             raise errors.Integrity(str(error)) from None
 
     async def _refresh(self, holder: _Holder, session: Session) -> None:
-        """Ask a partial holder what it has by now."""
+        """Ask a partial holder what it has by now; what it says again is news only where it is asked for nothing."""
         holder.refreshing = True
         try:
             have = await self._claims(session)
         except errors.P2PlayerError as error:
             self._lose(holder, error, ban=not isinstance(error, errors.Unreachable))
         else:
-            if holder.lost is None:
+            if holder.lost is None and (have != holder.have or not holder.asks):
+                holder.have = have
                 self._feed(Joined(holder.node, have, holder.hint.rtt_s, holder.hint.load))
         finally:
-            holder.refreshing = False
+            holder.refreshing, holder.looked_at = False, trio.current_time()
 
     # Chunks
 
@@ -411,7 +421,7 @@ class SwarmRun:
         if not units:
             return ask.chunks
         make = partial(kin.ask, holder.node, self._job.scope, units, self._job.content)
-        delta = await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        delta = await trio.to_thread.run_sync(make, abandon_on_cancel=True, limiter=self._threads)
         left = dict.fromkeys(ask.chunks)
 
         def landed(chunks: Mapping[ChunkId, int]) -> None:
@@ -422,9 +432,10 @@ class SwarmRun:
         try:
             async with session.stream(CHUNKS_DELTA, delta.body(), payload=delta.payload) as parts:
                 failed = await self._patches.receive(delta, parts, landed)
-        except (errors.Usage, errors.NotFound):  # an older version, or one that has other layers on record
+        # An older version, one that has other layers on record, or one for which that is too much: as it is, perhaps.
+        except (errors.Usage, errors.NotFound, errors.Refused, errors.Failed):
             failed = list(left)
-        holder.patches_failed = bool(failed)
+        holder.patches_failed |= bool(failed)
         return failed
 
     def _landed(self, ask: Ask, chunks: Mapping[ChunkId, int]) -> None:

@@ -11,9 +11,9 @@ Pulls of one layer at the same time are one pull.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from random import Random
 from weakref import WeakKeyDictionary
 
@@ -43,6 +43,7 @@ GOODPUT_BYTES = 4 << 20
 LOOK_CHUNKS = 8192
 KIN_BYTES = 16 << 10
 ENOUGH_KIN = 0.5
+_BITS = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class Transfers:
         layer: LayerId,
         holders: Holders,
         *,
+        me: NodeId | None = None,
         progress: Progress | None = None,
         throttle_in: Throttle | None = None,
     ) -> PullReport:
@@ -145,6 +147,7 @@ class Transfers:
         Args:
             layer: its id; nothing that a holder says can make another layer of it.
             holders: who has it, as far as is known now; asked again while the pull runs.
+            me: this node, where others may pull the layer at the same time: they share the work out.
             progress: called in the trio thread with bytes here and bytes in total.
             throttle_in: a bandwidth cap of this pull, besides the node's. A pull that joins another one shares its cap.
 
@@ -159,7 +162,7 @@ class Transfers:
         while True:
             running = self._running.get(layer)
             if running is None:
-                return await self._lead(layer, holders, progress, throttle_in)
+                return await self._lead(layer, holders, me, progress, throttle_in)
             if progress is not None:
                 running.listeners.append(progress)
             try:
@@ -214,13 +217,18 @@ class Transfers:
             return await pull.content(job, sum(wants.values()), holders)
 
     async def _lead(
-        self, layer: LayerId, holders: Holders, progress: Progress | None, throttle_in: Throttle | None
+        self,
+        layer: LayerId,
+        holders: Holders,
+        me: NodeId | None,
+        progress: Progress | None,
+        throttle_in: Throttle | None,
     ) -> PullReport:
         """Pull a layer for everybody who waits for it."""
         running = self._running[layer] = _Running([] if progress is None else [progress])
         try:
             with _told():
-                running.report = await self._pull_layer(layer, holders, running.tell, throttle_in)
+                running.report = await self._pull_layer(layer, holders, me, running.tell, throttle_in)
             return running.report
         except errors.P2PlayerError as error:
             running.error = error
@@ -230,11 +238,16 @@ class Transfers:
             running.over.set()
 
     async def _pull_layer(
-        self, layer: LayerId, holders: Holders, progress: Progress, throttle_in: Throttle | None
+        self,
+        layer: LayerId,
+        holders: Holders,
+        me: NodeId | None,
+        progress: Progress,
+        throttle_in: Throttle | None,
     ) -> PullReport:
         pull = self._pull(throttle_in, progress)
         job, size = await self._job(layer, holders, pull)
-        return await pull.content(job, size, holders)
+        return await pull.content(replace(job, me=me), size, holders)
 
     async def _job(self, layer: LayerId, holders: Holders, pull: "_Pull") -> tuple[Job, int]:
         """What of a layer is to be fetched, and its size. Nothing else of its description stays in memory meanwhile."""
@@ -340,7 +353,7 @@ async def _claims(layer: LayerId, wanted: bytes, session: Session) -> bytes:
 
 
 def _marks(wanted: bytes, bitmap: bytes) -> bytes:
-    return bytes(bitmap[at >> 3] >> (at & 7) & 1 for at, counts in enumerate(wanted) if counts)
+    return bytes(compress(b"".join(map(_BITS.__getitem__, bitmap)), wanted))
 
 
 def _plan(store: ChunkStore, about: Description, relatives: Sequence[Relative], goodput: Mapping[NodeId, float]) -> Job:

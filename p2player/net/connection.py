@@ -59,7 +59,7 @@ class ByteStream(Protocol):
     bytes_in: int
     bytes_out: int
 
-    async def receive_some(self, max_bytes: int = ...) -> bytes: ...
+    async def receive_some(self, max_bytes: int = ..., *, lacking: int = ...) -> bytes: ...
     async def send_buffers(self, buffers: Iterable[Buffer]) -> None: ...
     def link(self) -> LinkEstimate: ...
     async def aclose(self) -> None: ...
@@ -343,7 +343,7 @@ class Connection:
 
     async def _receive(self) -> Buffer:
         self._listening_since = trio.current_time()
-        data = await self._stream.receive_some(READ_BYTES)
+        data = await self._stream.receive_some(READ_BYTES, lacking=self._session.lacking)
         self._listening_since = math.inf
         return data
 

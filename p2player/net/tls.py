@@ -32,6 +32,7 @@ from typing import Final
 import trio
 
 from p2player.errors import Unreachable
+from p2player.net.gathering import Gathering
 from p2player.net.link import UNKNOWN, LinkEstimate, estimate
 
 Buffer = bytes | bytearray | memoryview
@@ -122,6 +123,7 @@ class TlsStream(trio.abc.Stream):
         self._receiving = _Exclusive("receiving from")
         self._sending = _Exclusive("sending to")
         self._wire = trio.Lock()
+        self._gathering = Gathering(transport.socket if isinstance(transport, trio.SocketStream) else None)
         self._ended = False
         self._broken = False
         self._closed = False
@@ -154,8 +156,12 @@ class TlsStream(trio.abc.Stream):
             raise HandshakeFailed(f"TLS handshake failed: {_explain(error)}") from None
         return True
 
-    async def receive_some(self, max_bytes: int | None = READ_BYTES) -> bytes:
+    async def receive_some(self, max_bytes: int | None = READ_BYTES, *, lacking: int = 0) -> bytes:
         """Wait for data and return what has come, up to `max_bytes`; b"" once the peer has closed.
+
+        Args:
+            lacking: with less than so many bytes the caller can do nothing. Data that comes fast is then gathered for
+                some hundredths of a second, since each waking costs as much as thousands of bytes.
 
         Raises:
             Truncated: the connection ended without the peer's close_notify.
@@ -175,6 +181,7 @@ class TlsStream(trio.abc.Stream):
                     return data
                 if self._outgoing.pending and not self._wire.locked() and not self._broken:
                     await self._flush()
+                self._gathering.wait_for(lacking)
                 await self._fill(Truncated)
 
     def _decrypt(self, limit: int) -> bytes:
@@ -294,6 +301,7 @@ class TlsStream(trio.abc.Stream):
         if not data:
             raise failure("connection closed by the other end without a word")
         self.bytes_in += len(data)
+        self._gathering.took(len(data), trio.current_time())
         self._incoming.write(data)
 
     def _check_open(self) -> None:

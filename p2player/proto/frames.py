@@ -205,6 +205,15 @@ class FrameReader:
         self._buffer = bytearray()
         self._offset = 0
 
+    @property
+    def lacking(self) -> int:
+        """Bytes without which the message that has begun is not complete; 0 where that is not known."""
+        available = len(self._buffer)
+        if available < PREFIX.size:
+            return 0
+        _, _, _, header_len, payload_len = PREFIX.unpack_from(self._buffer)
+        return int(PREFIX.size + header_len + payload_len - available)
+
     def feed(self, data: Buffer) -> list[Message]:
         """Add `data` and return the messages that are complete now.
 

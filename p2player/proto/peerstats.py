@@ -14,6 +14,9 @@ to the first delivery for it, the peer's disk included; it starts as the round t
 A window that was too small gave a rate of window / latency, so the next one is more than twice as large: the start is
 exponential and ends by itself when the rate does not rise any more. QUEUE_S keeps the peer busy while we verify.
 
+As long as the end is far off, it matters little when single chunks come: then QUEUE_S may grow to MAX_QUEUE_S, and asks
+to the size of stored groups, since each costs both ends some work.
+
 A peer that is *alone* has nobody to whom its work could go instead. It is asked for whole stored groups, several at a
 time, even if they take a slow link a second: neighbours that are sent together compress better.
 
@@ -29,6 +32,8 @@ MAX_WINDOW_BYTES: Final = 16 << 20
 MAX_ASK_BYTES: Final = 4 << 20
 ASKS_A_WINDOW: Final = 4
 QUEUE_S: Final = 0.05
+MAX_QUEUE_S: Final = 0.5
+GROUP_BYTES: Final = 768 << 10
 ALONE_QUEUE_S: Final = 1.0
 ALONE_ASKS_A_WINDOW: Final = 2
 ALONE_WINDOW_BYTES: Final = 4 << 20
@@ -62,6 +67,7 @@ class PeerStats:
         latency_s: see above.
         measured: whether a rate has been seen.
         delivered, in_flight, asked_bytes: bytes that came, are out, and were ever asked.
+        queue_s: how long what is in flight may take beyond the round trips.
         alone_window: while nobody else is in session or expected, have so many bytes in flight at least; else 0.
     """
 
@@ -73,6 +79,7 @@ class PeerStats:
         self.in_flight = 0
         self.asked_bytes = 0
         self.alone_window = 0
+        self.queue_s = QUEUE_S
         self._answered = False
         self._first_window = first_window
         self._flat = 0
@@ -86,7 +93,7 @@ class PeerStats:
         least = max(MIN_WINDOW_BYTES, self.alone_window)
         if not self.measured:
             return max(self._first_window, least)
-        window = self._rate * (2 * self.latency_s + (ALONE_QUEUE_S if self.alone_window else QUEUE_S))
+        window = self._rate * (2 * self.latency_s + (ALONE_QUEUE_S if self.alone_window else self.queue_s))
         return int(min(max(window, least), MAX_WINDOW_BYTES))
 
     @property
@@ -102,8 +109,11 @@ class PeerStats:
     @property
     def ask_bytes(self) -> int:
         """How much to ask for at once: a fraction of the window, so that asks overlap."""
-        asks = ALONE_ASKS_A_WINDOW if self.alone_window else ASKS_A_WINDOW
-        return min(max(self.window // asks, MIN_WINDOW_BYTES), MAX_ASK_BYTES)
+        window = self.window
+        whole = window // ALONE_ASKS_A_WINDOW
+        if not self.alone_window:
+            whole = max(window // ASKS_A_WINDOW, min(whole, GROUP_BYTES) if self.queue_s > QUEUE_S else 0)
+        return min(max(whole, MIN_WINDOW_BYTES), MAX_ASK_BYTES)
 
     def asked(self, size: int, now: float) -> Mark:
         """`size` bytes are asked of the peer now."""

@@ -167,6 +167,11 @@ class Session:
                 pass
         return encode(message)
 
+    @property
+    def lacking(self) -> int:
+        """See `FrameReader.lacking`."""
+        return self._reader.lacking
+
     def receive(self, data: Buffer) -> list[Event]:
         """What the received bytes mean.
 

@@ -12,6 +12,9 @@ A transfer wants a set of chunks, kept in a `WantTable`. Holders join, are asked
   it is the quickest of those. At the beginning a part is kept for each holder (`FairStart`).
 - *Hedging.* A peer that has room and nothing to take doubles an ask that is late (`hedging`). The first copy wins, and
   an ask with nothing left is cancelled.
+- *Crowds.* Partial holders are taken for nodes that pull the same layer: each takes a part of its own of what only
+  whole copies have (`WantTable.divide`), and what one of them has is asked of it: the rarest chunks come first, and
+  one ask is not filled up with others while there are such.
 - *Trouble.* A wrong digest bars the sender from this transfer. A peer that stays silent for its deadline is dropped.
   Chunks that a peer lacks, or took with it when it left, are idle again and go to others; one that denies what it
   claims is asked for more at once, so that this is soon settled. When nobody holds what is
@@ -35,7 +38,9 @@ from p2player.proto.peerstats import (
     ALONE_WINDOW_BYTES,
     FIRST_WINDOW_BYTES,
     MAX_ASK_BYTES,
+    MAX_QUEUE_S,
     MIN_WINDOW_BYTES,
+    QUEUE_S,
     PeerStats,
 )
 from p2player.proto.swarm_events import (
@@ -61,6 +66,7 @@ MAX_IN_FLIGHT_BYTES: Final = 48 << 20
 MAX_ASKS_A_PEER: Final = 16
 NEAR_RTT_S: Final = 0.005
 MAX_ASK_CHUNKS: Final = 2048
+QUEUE_SHARE: Final = 1 / 16
 HEDGE_CHECK_S: Final = 0.03
 MIN_WAKE_S: Final = 0.001
 UNMEASURED_DEADLINE_S: Final = 10.0
@@ -76,6 +82,7 @@ class Swarm:
         wants: chunk id -> length in bytes, in the order of the manifest.
         rng: decides where in the layer the transfer starts.
         starts: one byte a want, 1 where holders probably begin a stored group; asks end there if they can.
+        me: this node's name in a crowd; None: it does not share work out.
         costs: bytes that each want is expected to need on the wire; None: its length. What is in flight and how fast a
             peer is are counted in these, what arrived in bytes of content.
 
@@ -93,6 +100,7 @@ class Swarm:
         *,
         starts: bytes | None = None,
         costs: Sequence[int] | None = None,
+        me: NodeId | None = None,
     ) -> None:
         self.table = WantTable(wants, rng, starts, costs)
         self.wanted_bytes = sum(wants.values())
@@ -100,6 +108,8 @@ class Swarm:
         self.duplicates = 0
         self._doubled = 0
         self._asks = AskBook()
+        self._me = me
+        self._crowd: set[NodeId] = set()
         self._start = FairStart(self.table.total_bytes)
         self._peers: dict[NodeId, PeerStats] = {}
         self._denials: dict[NodeId, int] = {}
@@ -186,8 +196,20 @@ class Swarm:
             first_window = min(max(part, MIN_WINDOW_BYTES), most)
             self._peers[event.peer] = PeerStats(event.rtt_s, event.load, first_window)
         self.table.add_holder(event.peer, event.have)
+        self._meet(event.peer, partial=event.have is not None)
         self._denials[event.peer] = 0
         self._told_end = False
+
+    def _meet(self, peer: NodeId, *, partial: bool) -> None:
+        """`peer` is one of those who pull the same, or no longer: all of them divide the work in the same way."""
+        before = len(self._crowd)
+        if partial:
+            self._crowd.add(peer)
+        else:
+            self._crowd.discard(peer)
+        if self._me is not None and len(self._crowd) != before:
+            crowd = sorted([self._me, *self._crowd])
+            self.table.divide(crowd.index(self._me), len(crowd))
 
     def _receive(self, event: Received, now: float, out: list[Output]) -> None:
         asked = self._asks.get(event.ask, event.peer)
@@ -225,6 +247,7 @@ class Swarm:
 
     def _remove(self, peer: NodeId) -> bool:
         self._start.leave(peer)
+        self._meet(peer, partial=False)
         if self._peers.pop(peer, None) is None:
             return False
         del self._denials[peer]
@@ -253,7 +276,9 @@ class Swarm:
         """Ask until no peer has room or nothing may be asked."""
         self._idle_hands = False
         waiting = dict(self._peers)
+        queue_s = min(max(QUEUE_SHARE * self._all_done_s(now), QUEUE_S), MAX_QUEUE_S)
         for stats in self._peers.values():
+            stats.queue_s = queue_s
             alone = len(self._peers) == 1 and not self._start.expecting
             stats.alone_window = min(ALONE_WINDOW_BYTES, self.table.total_bytes // ALONE_SHARE) if alone else 0
         while waiting:
@@ -277,6 +302,8 @@ class Swarm:
                 taken = self.table.take(mask, allowed, MAX_ASK_CHUNKS - len(positions))
                 positions += taken
                 left -= sum(self.table.lengths[position] for position in taken)
+                if self.table.idle(mask):  # it ended where a stored group does
+                    break
             if left <= 0 or len(positions) >= MAX_ASK_CHUNKS:
                 break
         if positions:

@@ -6,17 +6,20 @@ A want is known by its *position* in the order of the manifest, so that neighbou
 usually lie in the same stored group of a holder. Each position is IDLE, ASKED or DONE.
 
 Every holder has one bit; the set of holders of a position is then an integer, its *mask*. Idle positions are kept as
-runs `(start, stop)` under their mask: with full holders that is a single run, however large the layer is, and a
-holder that joins or leaves costs one pass over the runs and not over the chunks. `rarest` gives the masks that a
-holder can serve, fewest holders first; `take` cuts neighbours off the front of a mask's runs.
+runs `(start, stop)` in order under their mask: with full holders that is a single run, however large the layer is, and
+a holder that joins or leaves costs one pass over the runs and not over the chunks. `rarest` gives the masks that a
+holder can serve, fewest holders first; `take` cuts neighbours out of a mask's runs.
 
 Runs may hold positions that are no longer idle (a peer sent more than it was asked for): `take` skips those.
-The first run starts at a random place, so that many nodes that pull one layer at the same time soon have different
-parts of it to give to each other.
+
+Many nodes may pull one layer at the same time. What only the whole copies have, each should take another part of, so
+that every chunk leaves those once and the rest goes from puller to puller. Who knows nobody begins at a random place.
+Who knows the others begins with its *part*, one of as many equal ones as there are pullers (`divide`). When that is
+done it helps with a part of the others, towards the end of some long run: its owner works from the front.
 """
 
 from array import array
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -50,7 +53,7 @@ class WantTable:
 
     Args:
         wants: chunk id -> length in bytes, in the order of the manifest.
-        rng: decides where the first run starts.
+        rng: decides where to begin, until `divide` does, and whose part to help with.
         starts: one byte a want, 1 where a stored group probably begins; None when unknown.
         costs: bytes that each want is expected to need on the wire, where that is not its length.
 
@@ -74,14 +77,15 @@ class WantTable:
         self.left = len(self.ids)
         self._position = {chunk: position for position, chunk in enumerate(self.ids)}
         self._state = bytearray(len(self.ids))
+        self._rng = rng
         self._holdings: dict[NodeId, _Holding] = {}
-        self._runs: dict[int, deque[Run]] = {}
+        self._runs: dict[int, list[Run]] = {}
         self._idle: dict[int, int] = {}
+        self._part = (0, 0)
         if self.ids:
-            start = rng.randrange(len(self.ids))
-            if starts is not None:
-                start = max(starts.rfind(1, 0, start + 1), 0)
-            self._runs[0] = deque(run for run in ((start, len(self.ids)), (0, start)) if run[0] < run[1])
+            start = self._group_of(rng.randrange(len(self.ids)))
+            self._part = (start, start)
+            self._runs[0] = [(0, len(self.ids))]
             self._idle[0] = self.total_bytes
 
     def position(self, chunk: ChunkId) -> int | None:
@@ -131,7 +135,7 @@ class WantTable:
             return
         for mask in [mask for mask in self._runs if mask & holding.bit]:
             runs, idle, rest = self._runs.pop(mask), self._idle.pop(mask), mask & ~holding.bit
-            self._runs.setdefault(rest, deque()).extend(runs)
+            self._runs[rest] = sorted(self._runs[rest] + runs) if rest in self._runs else runs
             self._idle[rest] = self._idle.get(rest, 0) + idle
 
     def deny(self, peer: NodeId, positions: Iterable[int]) -> None:
@@ -153,6 +157,10 @@ class WantTable:
         masks = [mask for mask, idle in self._idle.items() if mask & holding.bit and idle]
         return sorted(masks, key=int.bit_count)
 
+    def idle(self, mask: int) -> int:
+        """Bytes of idle chunks of `mask`."""
+        return self._idle.get(mask, 0)
+
     def sharers(self, mask: int) -> list[NodeId]:
         """The holders that `mask` stands for."""
         return [peer for peer, holding in self._holdings.items() if mask & holding.bit]
@@ -165,12 +173,16 @@ class WantTable:
     def take(self, mask: int, max_bytes: int, max_chunks: int) -> list[int]:
         """Mark neighbouring idle chunks of `mask` as ASKED: at least one, then while they fit into both limits.
 
+        They are the first ones of this node's part (`divide`), or those that follow it in a circle.
+
         What would end within a stored group ends before it instead, if that leaves half.
         """
         runs, taken, size = self._runs[mask], list[int](), 0
         whole, whole_bytes = 0, 0
+        at = self._first(mask, runs) if runs else 0
         while runs:
-            start, stop = runs.popleft()
+            at %= len(runs)
+            start, stop = runs[at]
             position = start
             while position < stop:
                 length = self.lengths[position]
@@ -184,8 +196,9 @@ class WantTable:
                     size += length
                 position += 1
             if position < stop:
-                runs.appendleft((position, stop))
+                runs[at] = (position, stop)
                 break
+            del runs[at]
         self.idle_bytes -= size
         self._idle[mask] -= size
         if runs and whole < len(taken) and 2 * whole_bytes >= size:
@@ -193,17 +206,45 @@ class WantTable:
             del taken[whole:]
         return taken
 
+    def divide(self, number: int, of: int) -> None:
+        """Take what only whole copies have from part `number`, from 0, of `of` equal parts first."""
+        begin, end = (len(self.ids) * at // of for at in (number, number + 1))
+        self._part = (self._group_of(begin), self._group_of(end) if number + 1 < of else end)
+
+    def _first(self, mask: int, runs: list[Run]) -> int:
+        """The index of the run to begin with, which is cut in two where the beginning is within it."""
+        begin, end = self._part
+        at = self._cut(runs, begin)
+        partial = (holding.bit for holding in self._holdings.values() if holding.have is not None)
+        if begin == end or mask & sum(partial) or (at < len(runs) and runs[at][0] < end):
+            return at
+        start, stop = max(self._rng.sample(runs, min(2, len(runs))), key=lambda run: run[1] - run[0])
+        return self._cut(runs, max(self._group_of(self._rng.randrange((start + stop) // 2, stop)), start))
+
+    def _cut(self, runs: list[Run], position: int) -> int:
+        """The index of the first run that begins at `position` or later."""
+        at = bisect_left(runs, (position, 0))
+        if at and runs[at - 1][1] > position:
+            start, stop = runs[at - 1]
+            runs[at - 1 : at] = [(start, position), (position, stop)]
+        return at
+
+    def _group_of(self, position: int) -> int:
+        """Where the stored group of `position` begins."""
+        return position if self._starts is None else max(self._starts.rfind(1, 0, position + 1), 0)
+
     def put_back(self, positions: Iterable[int]) -> None:
-        """Make ASKED positions idle again; they come first in their mask. DONE ones stay done, idle ones idle."""
+        """Make ASKED positions idle again. DONE ones stay done, idle ones idle."""
         back = sorted((position for position in positions if self._state[position] == ASKED), reverse=True)
         for position in back:
             self._state[position] = IDLE
             mask = self._mask(position)
-            runs = self._runs.setdefault(mask, deque())
-            if runs and runs[0][0] == position + 1:
-                runs[0] = (position, runs[0][1])
+            runs = self._runs.setdefault(mask, [])
+            at = bisect_left(runs, (position, 0))
+            if at < len(runs) and runs[at][0] == position + 1:
+                runs[at] = (position, runs[at][1])
             else:
-                runs.appendleft((position, position + 1))
+                runs.insert(at, (position, position + 1))
             self.idle_bytes += self.lengths[position]
             self._idle[mask] = self._idle.get(mask, 0) + self.lengths[position]
 
@@ -223,7 +264,7 @@ class WantTable:
         return sum(holding.bit for holding in self._holdings.values() if holding.holds(position))
 
     def _append(self, mask: int, start: int, stop: int) -> None:
-        runs = self._runs.setdefault(mask, deque())
+        runs = self._runs.setdefault(mask, [])
         if runs and runs[-1][1] == start:
             runs[-1] = (runs[-1][0], stop)
         else:

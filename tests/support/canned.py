@@ -48,7 +48,7 @@ PULLED = {
     "id": LAYER,
     "name": "game",
     "seconds": 1.5,
-    "bytes": {"total": 5_000_000, "deduplicated": 4_000_000, "transferred": 1_000_100},
+    "bytes": {"total": 5_000_000, "deduplicated": 4_000_000, "transferred": 1_000_100, "duplicates": 0},
     "sources": {"south-1": 1_000_000},
 }
 ADDED = {"id": LAYER, "name": "game", "size": 5_000_000, "chunks": 100, "seconds": 0.5}

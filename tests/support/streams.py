@@ -16,7 +16,7 @@ class CountedStream:
         self.bytes_in = 0
         self.bytes_out = 0
 
-    async def receive_some(self, max_bytes: int = 1 << 20) -> bytes:
+    async def receive_some(self, max_bytes: int = 1 << 20, *, lacking: int = 0) -> bytes:
         data = bytes(await self._receive.receive_some(max_bytes))
         self.bytes_in += len(data)
         return data

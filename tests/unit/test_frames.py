@@ -196,3 +196,15 @@ def test_what_cannot_be_written_is_a_local_error(body: Any) -> None:
 def test_a_failure_about_an_odd_file_name_can_be_told() -> None:
     (received,) = FrameReader().feed(encode(Failure(1, "failed", "no \udcff here"))[0])
     assert received == Failure(1, "failed", "no ? here")
+
+
+def test_a_reader_tells_how_much_of_a_message_it_lacks() -> None:
+    buffers = b"".join(bytes(piece) for piece in encode(Part(1, {}, bytes(5000))))
+    reader = FrameReader()
+    assert reader.lacking == 0
+    reader.feed(buffers[: PREFIX.size - 1])
+    assert reader.lacking == 0, "the length has not come yet"
+    reader.feed(buffers[PREFIX.size - 1 : 1000])
+    assert reader.lacking == len(buffers) - 1000
+    assert len(reader.feed(buffers[1000:])) == 1
+    assert reader.lacking == 0

@@ -113,6 +113,39 @@ def test_transfers_start_in_different_places() -> None:
     assert len({first(seed) for seed in range(10)}) > 5
 
 
+def test_pullers_take_parts_of_their_own_of_what_only_whole_copies_have() -> None:
+    first = []
+    for number in range(4):
+        wants = table(40, starts=bytes([1, 0, 0, 0] * 10))
+        wants.add_holder(A, None)
+        wants.divide(number, 4)
+        first.append(wants.take(wants.rarest(A)[0], 40, 100)[0])
+    assert first == [0, 8, 20, 28], "parts begin where stored groups do"
+
+
+def test_who_is_done_with_its_part_helps_behind_the_front_of_another() -> None:
+    wants = table(40)
+    wants.add_holder(A, None)
+    wants.divide(0, 4)
+    (mask,) = wants.rarest(A)
+    assert wants.take(mask, 100, 100) == list(range(10))
+    (helped,) = {position // 10 for position in wants.take(mask, 10, 100)}
+    assert helped >= 1
+    left = [wants.take(mask, 10, 1)[0] for _ in range(29)]
+    assert wants.idle_bytes == 0
+    assert len(set(left)) == 29
+
+
+def test_what_pullers_have_is_taken_in_order_from_the_own_part_on() -> None:
+    wants = table(40)
+    wants.add_holder(A, None)
+    wants.add_holder(B, wants.marks({chunk(number) for number in (*range(5), *range(30, 40))}))
+    wants.divide(1, 2)
+    _, shared = wants.rarest(A)
+    assert wants.take(shared, 100, 100) == list(range(30, 40))
+    assert wants.take(shared, 100, 100) == list(range(5))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.integers(0, 1 << 32))
 def test_the_table_agrees_with_a_naive_model(data: st.DataObject, seed: int) -> None:
@@ -123,7 +156,7 @@ def test_the_table_agrees_with_a_naive_model(data: st.DataObject, seed: int) -> 
     states = [IDLE] * count
     have: dict[bytes, set[int]] = {}
     for _ in range(data.draw(st.integers(1, 30))):
-        what = data.draw(st.sampled_from(["join", "leave", "take", "back", "finish", "deny"]))
+        what = data.draw(st.sampled_from(["join", "leave", "take", "back", "finish", "deny", "divide"]))
         peer = data.draw(st.sampled_from([A, B, C]))
         key = peer.encode()
         if what == "join":
@@ -143,6 +176,9 @@ def test_the_table_agrees_with_a_naive_model(data: st.DataObject, seed: int) -> 
                     assert states[position] == IDLE
                     assert position in have[key]
                     states[position] = ASKED
+        elif what == "divide":
+            of = data.draw(st.integers(1, 4))
+            wants.divide(data.draw(st.integers(0, of - 1)), of)
         elif what == "back":
             asked = [position for position, state in enumerate(states) if state == ASKED]
             back = data.draw(st.lists(st.sampled_from(asked), unique=True)) if asked else []
