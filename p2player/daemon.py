@@ -18,6 +18,7 @@ import trio
 
 from p2player import config, faults, listening
 from p2player.addresses import Address
+from p2player.allocator import bound_heaps, find_mallopt
 from p2player.control.application import build
 from p2player.control.server import BearerOnly, bind_loopback, bind_unix, read_token, serve_on
 from p2player.enrol import forget_identity
@@ -60,6 +61,7 @@ def run_node(
         node = Node(state, settings, Log(settings.log_format, settings.log_level), on_record)
         ports = listening.bind(node.identity.listen)
         _calm_collector()
+        bound_heaps(find_mallopt())
         try:
             trio.run(_serve, node, ports)
         except BaseExceptionGroup as group:
