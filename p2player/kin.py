@@ -15,14 +15,17 @@ from chunkstore.digest import Buffer, ChunkId, LayerId
 from chunkstore.manifest import Manifest
 from gossip.messages import NodeId
 from p2player.proto.delta_choice import DeltaChoice, cost
-from p2player.proto.delta_wire import MAX_UNITS, DeltaAsk
-from p2player.proto.frames import MAX_PAYLOAD_BYTES
+from p2player.proto.delta_wire import DeltaAsk, may_be_asked
 from p2player.proto.roster import HolderHint
+
+SIGNED_BYTES = 768 << 10
+"""Of signatures that go along with one request: as many requests as a peer is asked at a time stay within the 16 MiB
+that it takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """An old layer that is here whole, and who else has it."""
+    """An old layer that is here, nearly whole at least, and who else has it."""
 
     layer: LayerId
     manifest: Manifest
@@ -78,7 +81,7 @@ class Kin:
     def units(self, chunks: Iterable[ChunkId]) -> list[Unit]:
         """How these chunks are encoded; empty when none of them has a relative, or there are too many."""
         units = self._kinship.units([self._position[chunk] for chunk in chunks])
-        return units if any(unit.relative for unit in units) and len(units) <= MAX_UNITS else []
+        return units if any(unit.relative for unit in units) and may_be_asked(units) else []
 
     def wanted(self, unit: Unit) -> list[ChunkId]:
         """The chunks that a unit brings, in its order."""
@@ -89,10 +92,16 @@ class Kin:
         return [self._old[at] for at in unit.relative]
 
     def ask(self, peer: NodeId, scope: str, units: Sequence[Unit], content: Content) -> DeltaAsk:
-        """The request for `units`; reads the relatives where the peer does not have them. For a worker thread."""
+        """The request for `units`; reads the relatives where the peer does not have them. For a worker thread.
+
+        Old chunks that are not here, perhaps since gc took them, are left out of the relatives.
+        """
+        gone = content.missing({self._old[at] for unit in units for at in unit.relative})
+        if gone:
+            units = [Unit(unit.wants, tuple(at for at in unit.relative if self._old[at] not in gone)) for unit in units]
         signatures = [b""] * len(units)
         if not self._also_at(peer):
-            room = MAX_PAYLOAD_BYTES
+            room = SIGNED_BYTES
             for number, unit in enumerate(units):
                 relative = self.read(unit, content)
                 if not relative:
@@ -110,5 +119,6 @@ class Kin:
     def read(self, unit: Unit, content: Content) -> list[Buffer]:
         """The bytes of a unit's relative, chunk by chunk; empty when they are not all here any more."""
         ids = self.relative(unit)
-        found: dict[ChunkId, Buffer] = dict(content.read(ids))
+        # Copies, or a few small chunks would keep many whole groups in memory.
+        found: dict[ChunkId, Buffer] = {chunk: bytes(data) for chunk, data in content.read(ids)}
         return [found[chunk] for chunk in ids] if len(found) == len(ids) else []

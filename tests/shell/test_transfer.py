@@ -1,6 +1,7 @@
 """Pulls over connections in memory, between real stores: what arrives, from whom, and what if things break."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from p2player import errors, manifests, swarming
 from p2player.net.connection import Incoming
 from p2player.proto import content_wire as wire
 from p2player.proto import delta_wire, roster
+from p2player.proto.swarm_events import Ask
 from p2player.sources import Source
 from p2player.transfer import HolderHint, PullReport, Relative, Transfers, group_starts
 from tests.support.memory_content import MemoryContent
@@ -632,3 +634,95 @@ async def test_two_holders_share_the_deltas(mesh: PullMesh, versions: tuple[Path
     report = await related(mesh, old, first, second).pull_layer(new.layer_id, hints(first, second))
     assert_whole(mesh, new, versions[1], tmp_path)
     assert report.transferred < 200_000
+
+
+class SomeDeltas:
+    """All that an ask for deltas needs; one fails at once, the others succeed when `open` is set."""
+
+    payload = b""
+
+    def __init__(self) -> None:
+        self.open = trio.Event()
+        self.asked: list[ChunkId] = []
+        self.received = 0
+
+    def pays(self, holder: HolderHint) -> bool:
+        return True
+
+    def costs(self, wants: Any) -> None:
+        return None
+
+    def units(self, chunks: Sequence[ChunkId]) -> Sequence[ChunkId]:
+        self.asked += chunks
+        return chunks
+
+    def ask(self, *_: Any) -> "SomeDeltas":
+        return self
+
+    def body(self) -> dict[str, Any]:
+        return {}
+
+    @asynccontextmanager
+    async def stream(self, *_: Any, **__: Any) -> AsyncIterator[None]:
+        yield None
+
+    async def receive(self, *_: Any) -> Sequence[ChunkId]:
+        self.received += 1
+        if self.received == 1:
+            return self.asked[:1]
+        await self.open.wait()
+        return ()
+
+
+async def test_one_patch_that_fails_ends_the_deltas_of_its_sender() -> None:
+    deltas: Any = SomeDeltas()
+    chunks = [chunk_id(bytes([number])) for number in range(3)]
+    job = swarming.Job("chunks", MemoryContent(), "", dict.fromkeys(chunks, 1), kin=deltas)
+    swarm = await swarming.schedule(job, Random(1))
+    run = swarming.SwarmRun(job, swarm, list, deltas, Random(1), trio.CapacityLimiter(1))
+    run._patches = deltas
+    holder = swarming._Holder(HolderHint(node(1)))
+    asks = [Ask(number, node(1), (chunk,)) for number, chunk in enumerate(chunks)]
+    async with trio.open_nursery() as nursery:
+        for ask in asks[:2]:
+            nursery.start_soon(run._carry_deltas, holder, deltas, ask)
+        while not holder.patches_failed:
+            await trio.sleep(0.001)
+        deltas.open.set()
+    assert await run._carry_deltas(holder, deltas, asks[2]) == (chunks[2],)
+    assert set(deltas.asked) == set(chunks[:2])
+
+
+@pytest.mark.parametrize("error", [errors.Refused, errors.Failed, errors.Usage, errors.NotFound])
+async def test_a_peer_that_does_not_make_deltas_is_asked_for_chunks(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path, error: type[errors.P2PlayerError]
+) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+
+    async def chunks_delta(call: Incoming) -> dict[str, Any]:
+        raise error("no")
+
+    peer.handlers[delta_wire.CHUNKS_DELTA] = chunks_delta
+    await related(mesh, old, peer).pull_layer(new.layer_id, hints(peer))
+    assert_whole(mesh, new, versions[1], tmp_path)
+    assert peer.dials == 2, "one for the manifest, one for the chunks"
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["both hold the basis", "only the puller does"])
+async def test_what_is_not_here_of_the_basis_is_not_referred_to(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path, both: bool
+) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    if both:
+        put_tree(peer.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+    shared = new.manifest.chunks()
+    mesh.store.forget([chunk for chunk in old.manifest.chunks() if chunk not in shared][::6])
+    del peer.handlers[wire.CHUNKS_WANT]
+    report = await related(mesh, old, *([peer] if both else [])).pull_layer(new.layer_id, hints(peer))
+    assert_whole(mesh, new, versions[1], tmp_path)
+    assert report.transferred < 400_000
+
