@@ -223,7 +223,7 @@ class _Answer:
         return [found[chunk] for chunk in ids] if len(found) == len(ids) else []
 
 
-def _named(chunks: Positions, positions: Sequence[int]) -> list[ChunkId]:
+def _named(chunks: Positions | Sequence[ChunkId], positions: Sequence[int]) -> list[ChunkId]:
     if positions and max(positions) >= len(chunks):
         raise errors.Usage("a position that the layer does not have")
     return [chunks[at] for at in positions]

@@ -6,18 +6,36 @@ of the mesh may read the shared store; what is one migration's is exposed to one
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from chunkstore.content import Content
-from chunkstore.digest import ChunkId, LayerId
+from chunkstore.digest import ID_BYTES, ChunkId, LayerId
 from chunkstore.errors import LayerUnknown
 from chunkstore.store import ChunkStore
 
-MAX_KNOWN_CHUNKS: Final = 500_000
+MAX_KNOWN_CHUNKS: Final = 1_000_000
+LEAST_KNOWN: Final = 2
+"""Lists that are kept however long they are: a layer's and its basis', or each request would read both anew."""
 
-Positions = Sequence[ChunkId]
+
+class Positions:
+    """The chunks of a layer by position; 32 bytes each, where objects would take three times that."""
+
+    def __init__(self, chunks: Iterable[ChunkId]) -> None:
+        self._joined = b"".join(chunks)
+
+    def __len__(self) -> int:
+        return len(self._joined) // ID_BYTES
+
+    def __iter__(self) -> Iterator[ChunkId]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, position: int) -> ChunkId:
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        return ChunkId(self._joined[position * ID_BYTES : (position + 1) * ID_BYTES])
 
 
 def _no_layer(layer: LayerId) -> NoReturn:
@@ -35,33 +53,43 @@ class Source:
     """
 
     content: Content
-    chunks_of: Callable[[LayerId], Positions] = _no_layer
+    chunks_of: Callable[[LayerId], Positions | Sequence[ChunkId]] = _no_layer
     manifest_of: Callable[[LayerId], tuple[Sequence[ChunkId], int]] = _no_layer
 
 
 class SharedLayers:
-    """The layers of the shared store, as `Source` wants them. Safe for many threads, two of which may look up the same.
+    """The layers of the shared store, as `Source` wants them. Safe for many threads.
 
-    Chunk lists of those that were last asked for are kept.
+    Chunk lists of those that were last asked for are kept, and read one at a time: that of a large layer takes a while.
     """
 
     def __init__(self, store: ChunkStore) -> None:
         self._store = store
         self._lists: OrderedDict[LayerId, Positions] = OrderedDict()
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
 
     def chunks_of(self, layer: LayerId) -> Positions:
         """See `Source`."""
-        with self._lock:
-            known = self._lists.get(layer)
+        known = self._known(layer)
         if known is not None:
             return known
-        found = tuple(self._store.layer_chunks(layer))
+        with self._reading:
+            known = self._known(layer)
+            if known is None:
+                known = Positions(self._store.layer_chunks(layer))
+                with self._lock:
+                    self._lists[layer] = known
+                    while len(self._lists) > LEAST_KNOWN and sum(map(len, self._lists.values())) > MAX_KNOWN_CHUNKS:
+                        self._lists.popitem(last=False)
+        return known
+
+    def _known(self, layer: LayerId) -> Positions | None:
         with self._lock:
-            self._lists[layer] = found
-            while len(self._lists) > 1 and sum(map(len, self._lists.values())) > MAX_KNOWN_CHUNKS:
-                self._lists.popitem(last=False)
-        return found
+            known = self._lists.get(layer)
+            if known is not None:
+                self._lists.move_to_end(layer)
+            return known
 
     def manifest_of(self, layer: LayerId) -> tuple[Sequence[ChunkId], int]:
         """See `Source`."""
