@@ -10,12 +10,13 @@ import pytest
 import trio
 
 from chunkstore.checkout import checkout
-from chunkstore.codec import Group, pack
+from chunkstore.codec import Group, compress, pack
 from chunkstore.digest import ChunkId, LayerId, chunk_id
 from chunkstore.errors import DiskFull
 from chunkstore.ingest import Imported
 from chunkstore.manifest import load
 from p2player import errors, manifests, swarming
+from p2player.kin import Basis, Kin
 from p2player.net.connection import Incoming
 from p2player.proto import content_wire as wire
 from p2player.proto import delta_wire, roster
@@ -726,3 +727,117 @@ async def test_what_is_not_here_of_the_basis_is_not_referred_to(
     assert_whole(mesh, new, versions[1], tmp_path)
     assert report.transferred < 400_000
 
+
+Lie = Callable[[Incoming, Peer], AsyncIterator[tuple[dict[str, Any], bytes]]]
+
+
+async def a_patch_twice(call: Incoming, peer: Peer) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+    yield {"unit": 0}, b"\0no patch"
+    yield {"unit": 0}, b"\0no patch"
+
+
+async def no_unit(call: Incoming, peer: Peer) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+    yield {"unit": 1 << 20}, b"\0no patch"
+
+
+async def nothing_for_ever(call: Incoming, peer: Peer) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+    while True:
+        yield {}, b""
+
+
+async def chunks_and_their_patch(call: Incoming, peer: Peer) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+    ask = delta_wire.DeltaAsk.read(call.body, bytes(call.payload))
+    chunks = list(peer.store.layer_chunks(ask.layer))
+    for group in peer.store.groups([chunks[ask.units[0].wants[0]]]):
+        yield wire.group_header(group), bytes(group.payload)
+    yield {"unit": 0}, b"\0no patch"
+
+
+@pytest.mark.parametrize("lie", [a_patch_twice, no_unit, nothing_for_ever, chunks_and_their_patch])
+async def test_a_peer_that_answers_nonsense_for_deltas_is_barred(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path, lie: Lie
+) -> None:
+    honest, liar = mesh.add(1), mesh.add(2)
+    old = put_tree(mesh.store, versions[0])
+    for peer in (honest, liar):
+        put_tree(peer.store, versions[0])
+        new = put_tree(peer.store, versions[1])
+
+    async def chunks_delta(call: Incoming) -> dict[str, Any]:
+        async for header, payload in lie(call, liar):
+            await call.send_part(header, payload)
+        return {"missing": 0}
+
+    liar.handlers[delta_wire.CHUNKS_DELTA] = chunks_delta
+    with pytest.raises(errors.Integrity):
+        await related(mesh, old, honest, liar).pull_layer(new.layer_id, hints(liar))
+    assert not liar.wants
+    await related(mesh, old, honest, liar).pull_layer(new.layer_id, hints(liar, honest))
+    assert_whole(mesh, new, versions[1], tmp_path)
+
+
+HUGE = b"\x28\xb5\x2f\xfd\xe0" + (1 << 32).to_bytes(8, "little") + b"\x01\0\0"
+
+
+@pytest.mark.parametrize(
+    ("frames", "basis"),
+    [
+        ([b"no frame"], b""),
+        ([HUGE], b""),
+        ([b"x" * 256 * 1024] * 20, b""),
+        ([], b"b" * 32),
+        ([compress(b"no manifest")], b""),
+    ],
+    ids=["garbage", "4 GiB", "too long", "another basis", "another manifest"],
+)
+async def test_a_holder_that_answers_nonsense_for_a_manifest_is_not_asked_again(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path, frames: list[bytes], basis: bytes
+) -> None:
+    honest, liar = mesh.add(1), mesh.add(2)
+    old = put_tree(mesh.store, versions[0])
+    for peer in (honest, liar):
+        new = put_tree(peer.store, versions[1])
+
+    async def layer_delta(call: Incoming) -> dict[str, Any]:
+        for frame in frames:
+            await call.send_part({}, frame)
+        return {"basis": basis}
+
+    liar.handlers[delta_wire.LAYER_DELTA] = layer_delta
+    with pytest.raises(errors.Integrity):
+        await related(mesh, old).pull_layer(new.layer_id, hints(liar))
+    await related(mesh, old).pull_layer(new.layer_id, hints(liar, honest))
+    assert_whole(mesh, new, versions[1], tmp_path)
+
+
+async def test_a_full_disk_refuses_deltas_too(mesh: PullMesh, versions: tuple[Path, Path]) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+    content = Small(old.size + 100_000)
+    content.add(mesh.store.groups(list(old.content)))
+    wants = {chunk: length for chunk, length in new.content.items() if chunk in content.missing(new.content)}
+    kin = Kin(new.layer_id, new.manifest, wants, Basis(old.layer_id, old.manifest, lambda _: False), {})
+    with pytest.raises(errors.Refused, match="what was fetched is kept"):
+        await transfers(mesh).pull_chunks(content, wants, hints(peer), scope=None, kin=kin)
+    assert content.commits
+
+
+async def test_a_basis_that_is_damaged_on_disk_costs_bytes_only(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path
+) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    put_tree(peer.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+    [pack_file] = (tmp_path / "mesh" / "me" / "packs").iterdir()
+    with pack_file.open("r+b") as file:
+        for at in range(300_000, old.size // 3, 1_000_000):
+            file.seek(at)
+            file.write(b"damage")
+    assert mesh.store.verify()
+    await related(mesh, old, peer).pull_layer(new.layer_id, hints(peer))
+    record = mesh.store.layer(new.layer_id)
+    assert record is not None
+    have, total = mesh.store.holding(new.layer_id)
+    assert have == total
