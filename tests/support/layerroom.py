@@ -48,6 +48,8 @@ class Nobody:
         self.me = me
         self.on_the_way: set[LayerId] = set()
         self.published = 0
+        self.news = 0
+        self.arriving = 0
         self.old_layers: list[LayerId] = []
 
     async def relatives(self, layer: LayerId) -> list[Relative]:
@@ -66,9 +68,17 @@ class Nobody:
         """Tell nobody."""
         self.published += 1
 
-    async def pull_layer(self, layer: LayerId, holders: object, **options: object) -> PullReport:
-        """All is here."""
-        return PullReport()
+    def changed(self) -> None:
+        """Note that there is something to tell."""
+        self.news += 1
+
+    async def pull_layer(
+        self, layer: LayerId, holders: object, *, progress: Callable[[int, int], None], **options: object
+    ) -> PullReport:
+        """All is here but what `arriving` brings, byte by byte."""
+        for done in range(self.arriving):
+            progress(done + 1, self.arriving)
+        return PullReport(total=self.arriving, duplicates=self.arriving // 2)
 
     def pulling(self) -> set[LayerId]:
         """What a test says is on its way."""

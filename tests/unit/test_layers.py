@@ -100,6 +100,18 @@ async def test_sizes_are_known_here_by_name_or_by_hearsay(here: Room) -> None:
     assert sizes == {stored: 4000, named: 24_000, told: 333, unknown: 0}
 
 
+async def test_the_mesh_hears_of_the_first_of_a_layer_that_arrives_and_not_of_each(here: Room) -> None:
+    here.nobody.arriving = 10
+    seen: list[tuple[int, int]] = []
+    report = await here.layers.fetch(LayerId(layer(9)), lambda done, total: seen.append((done, total)))
+    assert here.nobody.news == 1
+    assert seen == [(done, 10) for done in range(1, 11)]
+    assert report.duplicates == 5
+    bind(here, "new", LayerId(layer(9)), 1)
+    row = await here.layers.pull("new", operation=Operation("pull", "new"))
+    assert row["bytes"] == {"total": 10, "deduplicated": 0, "transferred": 0, "duplicates": 5}
+
+
 async def test_pinning_and_removing_look_first(here: Room) -> None:
     held = put_layer(here.store, CHUNKS[:1], tag="held")
     bind(here, "held", held, 1)

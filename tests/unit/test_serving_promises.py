@@ -11,7 +11,7 @@ from chunkstore.digest import ChunkId, LayerId
 from chunkstore.errors import LayerUnknown
 from chunkstore.store import ChunkStore
 from p2player import serving
-from p2player.serving import LEASE_S, RENEW_S, _Promises
+from p2player.serving import FRESH_S, LEASE_S, RENEW_S, _Promises
 from tests.support.content import Clock, add_each, ids_of, make_chunks, put_layer
 
 CHUNKS = make_chunks(3, 20, 2000)
@@ -136,3 +136,12 @@ def test_promises_are_bounded_and_a_forgotten_one_is_made_again(
 def test_an_unknown_layer_is_said_to_be_unknown(store: ChunkStore) -> None:
     with pytest.raises(LayerUnknown):
         _Promises(store).bitmap(LayerId(bytes(32)), 0.0)
+
+
+def test_many_who_ask_at_the_same_time_are_told_the_same(store: ChunkStore) -> None:
+    layer = put_layer(store, CHUNKS)
+    promises = _Promises(store)
+    assert promises.bitmap(layer, 10.0) == (20, bytes(3))
+    add_each(store, CHUNKS[:4], 2)
+    assert promises.bitmap(layer, 10.0 + 0.9 * FRESH_S) == (20, bytes(3))
+    assert promises.bitmap(layer, 10.0 + FRESH_S) == (20, b"\x0f\x00\x00")
