@@ -142,7 +142,8 @@ class ManifestHunt:
             async with self._lease(hint.node) as session:
                 try:
                     answer: bytes | wire.Listed = await self._whole(session)
-                except (errors.Refused, errors.Usage):  # too large for that, or an older version
+                # Too large for that, an older version, or what it refers to is gone from here.
+                except (errors.Refused, errors.Usage, errors.NotFound, errors.Failed):
                     answer = await self._list(session)
                 found.append((hint.node, answer))
             self._news.set()

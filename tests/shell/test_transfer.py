@@ -841,3 +841,21 @@ async def test_a_basis_that_is_damaged_on_disk_costs_bytes_only(
     assert record is not None
     have, total = mesh.store.holding(new.layer_id)
     assert have == total
+
+
+async def test_a_basis_that_goes_while_the_manifest_comes_is_done_without(
+    mesh: PullMesh, versions: tuple[Path, Path], tmp_path: Path
+) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    put_tree(peer.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+    honest = peer.handlers[delta_wire.LAYER_DELTA]
+
+    async def layer_delta(call: Incoming) -> dict[str, Any]:
+        mesh.store.forget(old.manifest_chunks)
+        return await honest(call)
+
+    peer.handlers[delta_wire.LAYER_DELTA] = layer_delta
+    await related(mesh, old, peer).pull_layer(new.layer_id, hints(peer))
+    assert_whole(mesh, new, versions[1], tmp_path)
