@@ -28,7 +28,7 @@ from p2player.outflow import exact_groups, outflow_rate
 from p2player.proto import content_wire, delta_wire
 from p2player.proto.delta_wire import DeltaAsk
 from p2player.proto.frames import RemoteProtocolError
-from p2player.sources import Positions, Source
+from p2player.sources import Source
 from p2player.turns import Turns
 
 THREADS = 2
@@ -223,7 +223,7 @@ class _Answer:
         return [found[chunk] for chunk in ids] if len(found) == len(ids) else []
 
 
-def _named(chunks: Positions | Sequence[ChunkId], positions: Sequence[int]) -> list[ChunkId]:
+def _named(chunks: Sequence[ChunkId], positions: Sequence[int]) -> list[ChunkId]:
     if positions and max(positions) >= len(chunks):
         raise errors.Usage("a position that the layer does not have")
     return [chunks[at] for at in positions]

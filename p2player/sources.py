@@ -6,9 +6,9 @@ of the mesh may read the shared store; what is one migration's is exposed to one
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final, NoReturn, overload
 
 from chunkstore.content import Content
 from chunkstore.digest import ID_BYTES, ChunkId, LayerId
@@ -20,22 +20,24 @@ LEAST_KNOWN: Final = 2
 """Lists that are kept however long they are: a layer's and its basis', or each request would read both anew."""
 
 
-class Positions:
-    """The chunks of a layer by position; 32 bytes each, where objects would take three times that."""
+class PackedIds(Sequence[ChunkId]):
+    """Ids in as little memory as they need: 32 bytes each, where objects would take three times that."""
 
-    def __init__(self, chunks: Iterable[ChunkId]) -> None:
-        self._joined = b"".join(chunks)
+    def __init__(self, ids: Iterable[ChunkId]) -> None:
+        self._joined = b"".join(ids)
 
     def __len__(self) -> int:
         return len(self._joined) // ID_BYTES
 
-    def __iter__(self) -> Iterator[ChunkId]:
-        return map(self.__getitem__, range(len(self)))
-
-    def __getitem__(self, position: int) -> ChunkId:
-        if not 0 <= position < len(self):
-            raise IndexError(position)
-        return ChunkId(self._joined[position * ID_BYTES : (position + 1) * ID_BYTES])
+    @overload
+    def __getitem__(self, at: int) -> ChunkId: ...
+    @overload
+    def __getitem__(self, at: slice) -> "PackedIds": ...
+    def __getitem__(self, at: int | slice) -> "ChunkId | PackedIds":
+        if isinstance(at, slice):
+            return PackedIds(self[number] for number in range(*at.indices(len(self))))
+        start = range(0, len(self._joined), ID_BYTES)[at]
+        return ChunkId(self._joined[start : start + ID_BYTES])
 
 
 def _no_layer(layer: LayerId) -> NoReturn:
@@ -53,7 +55,7 @@ class Source:
     """
 
     content: Content
-    chunks_of: Callable[[LayerId], Positions | Sequence[ChunkId]] = _no_layer
+    chunks_of: Callable[[LayerId], Sequence[ChunkId]] = _no_layer
     manifest_of: Callable[[LayerId], tuple[Sequence[ChunkId], int]] = _no_layer
 
 
@@ -65,11 +67,11 @@ class SharedLayers:
 
     def __init__(self, store: ChunkStore) -> None:
         self._store = store
-        self._lists: OrderedDict[LayerId, Positions] = OrderedDict()
+        self._lists: OrderedDict[LayerId, PackedIds] = OrderedDict()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
 
-    def chunks_of(self, layer: LayerId) -> Positions:
+    def chunks_of(self, layer: LayerId) -> PackedIds:
         """See `Source`."""
         known = self._known(layer)
         if known is not None:
@@ -77,14 +79,14 @@ class SharedLayers:
         with self._reading:
             known = self._known(layer)
             if known is None:
-                known = Positions(self._store.layer_chunks(layer))
+                known = PackedIds(self._store.layer_chunks(layer))
                 with self._lock:
                     self._lists[layer] = known
                     while len(self._lists) > LEAST_KNOWN and sum(map(len, self._lists.values())) > MAX_KNOWN_CHUNKS:
                         self._lists.popitem(last=False)
         return known
 
-    def _known(self, layer: LayerId) -> Positions | None:
+    def _known(self, layer: LayerId) -> PackedIds | None:
         with self._lock:
             known = self._lists.get(layer)
             if known is not None:

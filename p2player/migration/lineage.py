@@ -6,43 +6,25 @@ content itself nothing is kept here. Lists are packed, 32 bytes a chunk, since a
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Self, overload
+from typing import Final, Self
 
 from chunkstore.codec import compress_against
-from chunkstore.digest import ID_BYTES, ChunkId, LayerId
+from chunkstore.digest import ChunkId, LayerId
 from chunkstore.errors import ChunkMissing, LayerUnknown
 from chunkstore.manifest import Manifest, load_encoded
 from chunkstore.tree_errors import ManifestInvalid
 from chunkstore.vault import Vault
 from p2player.proto.delta_wire import MAX_WHOLE_MANIFEST_BYTES
 from p2player.proto.handoff.messages import MAX_OUTLINE_BYTES, Outline
-from p2player.sources import Source
+from p2player.sources import PackedIds, Source
+
+__all__ = ["KEPT_IMAGES", "Ancestor", "Lineage", "PackedIds"]
 
 KEPT_IMAGES: Final = 2
 """The newest one, which is being fetched, and the one before, which the destination has."""
 _LEVEL: Final = 3
-
-
-class PackedIds(Sequence[ChunkId]):
-    """Ids in as little memory as they need."""
-
-    def __init__(self, ids: Iterable[ChunkId]) -> None:
-        self._joined = b"".join(ids)
-
-    def __len__(self) -> int:
-        return len(self._joined) // ID_BYTES
-
-    @overload
-    def __getitem__(self, at: int) -> ChunkId: ...
-    @overload
-    def __getitem__(self, at: slice) -> "PackedIds": ...
-    def __getitem__(self, at: int | slice) -> "ChunkId | PackedIds":
-        if isinstance(at, slice):
-            return PackedIds(self[number] for number in range(*at.indices(len(self))))
-        start = range(0, len(self._joined), ID_BYTES)[at]
-        return ChunkId(self._joined[start : start + ID_BYTES])
 
 
 @dataclass(frozen=True, slots=True)

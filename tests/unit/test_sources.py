@@ -9,7 +9,7 @@ from chunkstore.digest import ChunkId, LayerId
 from chunkstore.errors import LayerUnknown
 from chunkstore.store import ChunkStore
 from p2player import sources
-from p2player.sources import Positions, SharedLayers
+from p2player.sources import SharedLayers
 from tests.support.content import add_each, make_chunks, put_layer
 
 
@@ -17,16 +17,6 @@ from tests.support.content import add_each, make_chunks, put_layer
 def store(tmp_path: Path) -> Iterator[ChunkStore]:
     with ChunkStore.open(tmp_path / "store", reserve_bytes=0) as opened:
         yield opened
-
-
-def test_chunks_by_position() -> None:
-    ids = [ChunkId(bytes([number]) * 32) for number in range(3)]
-    positions = Positions(ids)
-    assert len(positions) == 3
-    assert list(positions) == ids
-    for position in (-1, 3):
-        with pytest.raises(IndexError):
-            positions[position]
 
 
 def test_a_layer_and_its_basis_stay_at_hand_however_large(store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
