@@ -123,6 +123,16 @@ class Index:
             for db in (*idle, self._writer):
                 db.close()
 
+    def shrink(self) -> None:
+        """Free the pages that connections keep, but for those in use."""
+        with self.lock, self._told():
+            self.require_open()
+            self._writer.execute("PRAGMA shrink_memory")
+        with self._idle_lock:
+            idle, self._idle = self._idle, []
+        for db in idle:
+            db.close()
+
     # -- chunk rows
 
     def present(self, ids: Iterable[ChunkId]) -> set[ChunkId]:

@@ -56,6 +56,10 @@ class Retrieval:
                     self._cache.put(place, chunks)
                 yield from ((name, data) for name, data in chunks.items() if name in asked)
 
+    def forget(self) -> None:
+        """Let go of groups that are kept open."""
+        self._cache.clear()
+
     def _servings(self, wanted: set[ChunkId]) -> Iterator[tuple[Group, set[ChunkId], bool]]:
         for place, group, asked in self._fetch(wanted):
             whole = mostly(group, asked)

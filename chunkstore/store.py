@@ -146,6 +146,11 @@ class ChunkStore:
                 os.close(self._lock_file)
                 self._lock_file = -1
 
+    def give_back(self) -> None:
+        """Free what was kept in case the same is wanted again: after much work, when other work is next."""
+        self._index.shrink()
+        self._retrieval.forget()
+
     # -- Content
 
     @property

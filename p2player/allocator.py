@@ -38,3 +38,10 @@ def bound_heaps(mallopt: Mallopt | None) -> bool:
     limits = {_M_MMAP_THRESHOLD: MMAP_BYTES, _M_TRIM_THRESHOLD: TRIM_BYTES, _M_ARENA_MAX: HEAPS}
     taken = [mallopt(limit, value) for limit, value in limits.items()]
     return all(taken)
+
+
+def trim_heaps() -> None:
+    """Give back the free pages between what is in use, too; takes some ms, after which they must be asked for again."""
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

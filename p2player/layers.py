@@ -39,7 +39,7 @@ from p2player.net.connection import Throttle
 from p2player.net.peers import PeerPool
 from p2player.operations import Operation
 from p2player.presence import Presence
-from p2player.transfer import PullReport, Transfers
+from p2player.transfer import MANY_CHUNKS, PullReport, Transfers, give_back
 from p2player.trees import Trees
 
 CHANGES_SHOWN = 10_000
@@ -156,20 +156,23 @@ class Layers(LayerListing):
         """
         for _ in range(IMPORT_TRIES):
             with Reserving(self._store) as content:
-                imported = read(content)
-                self._store.put_layer(
-                    imported.layer_id,
-                    imported.size,
-                    imported.manifest_chunks,
-                    imported.manifest_size,
-                    imported.content,
-                )
+                layer = self._record(read(content))
             self._store.commit()
-            have, total = self._store.holding(imported.layer_id)
-            record = self._store.layer(imported.layer_id)
+            have, total = self._store.holding(layer)
+            record = self._store.layer(layer)
+            if total >= MANY_CHUNKS:
+                give_back(self._store)
             if have == total and record is not None:
                 return record
         raise errors.Failed("chunks of the layer vanished while it was imported")
+
+    def _record(self, imported: Imported) -> LayerId:
+        """Put a layer on record."""
+        layer, size, content = imported.layer_id, imported.size, imported.content
+        manifest = (imported.manifest_chunks, imported.manifest_size)
+        del imported  # the encoded manifest of a large layer is in nobody's memory meanwhile
+        self._store.put_layer(layer, size, *manifest, content)
+        return layer
 
     async def pull(self, ref: str, *, operation: Operation, throttle_in: Throttle | None = None) -> dict[str, Any]:
         """Bring a layer here, whole, from whoever holds it.

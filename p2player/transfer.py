@@ -28,6 +28,7 @@ from chunkstore.store import ChunkStore
 from chunkstore.tree_errors import ManifestInvalid
 from gossip.messages import NodeId
 from p2player import errors, faults
+from p2player.allocator import trim_heaps
 from p2player.kin import Basis, Kin
 from p2player.manifests import Description, ManifestHunt, described_here
 from p2player.net.connection import Throttle
@@ -41,6 +42,7 @@ THREADS = 4
 HAVE_S = 20.0
 GOODPUT_BYTES = 4 << 20
 LOOK_CHUNKS = 8192
+MANY_CHUNKS = 1 << 16
 KIN_BYTES = 16 << 10
 ENOUGH_KIN = 0.5
 _BITS = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
@@ -247,7 +249,10 @@ class Transfers:
     ) -> PullReport:
         pull = self._pull(throttle_in, progress)
         job, size = await self._job(layer, holders, pull)
-        return await pull.content(replace(job, me=me), size, holders)
+        report = await pull.content(replace(job, me=me), size, holders)
+        if len(job.wants) >= MANY_CHUNKS:
+            await trio.to_thread.run_sync(give_back, self._store)
+        return report
 
     async def _job(self, layer: LayerId, holders: Holders, pull: "_Pull") -> tuple[Job, int]:
         """What of a layer is to be fetched, and its size. Nothing else of its description stays in memory meanwhile."""
@@ -418,6 +423,12 @@ def group_starts(content: Mapping[ChunkId, int], wants: Mapping[ChunkId, int]) -
             starts.append(begins)
             begins = False
     return bytes(starts)
+
+
+def give_back(store: ChunkStore) -> None:
+    """After a layer of `MANY_CHUNKS`: what comes next, such as its checkout, needs the memory for something else."""
+    store.give_back()
+    trim_heaps()
 
 
 @contextmanager

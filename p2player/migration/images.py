@@ -30,7 +30,7 @@ from chunkstore.vault import Vault
 from p2player.errors import Refused
 from p2player.kin import Basis, Kin
 from p2player.migration.kept import VAULT, manifest_of, note_image, reseal
-from p2player.migration.lineage import Ancestor, Lineage
+from p2player.migration.lineage import Ancestor, Lineage, PackedIds
 from p2player.migration.patch import patch
 from p2player.migration.seams import Progress
 from p2player.proto.delta_wire import MAX_WHOLE_MANIFEST_BYTES
@@ -106,7 +106,8 @@ class SourceImages:
         before = self._lineage.newest
         had = frozenset(() if before is None else before.chunks)
         fresh = {name: length for name, length in imported.content.items() if name not in had}
-        newest = Ancestor.of(imported.layer_id, imported.manifest, imported.manifest_chunks, imported.manifest_size)
+        listing = PackedIds(imported.content)
+        newest = Ancestor(imported.layer_id, listing, imported.manifest_chunks, imported.manifest_size)
         listed = before is None and len(fresh) <= MAX_FRESH
         image = Image(
             imported.layer_id,

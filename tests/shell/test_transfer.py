@@ -1,5 +1,6 @@
 """Pulls over connections in memory, between real stores: what arrives, from whom, and what if things break."""
 
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,11 +12,13 @@ import trio
 
 from chunkstore.checkout import checkout
 from chunkstore.codec import Group, compress, pack
-from chunkstore.digest import ChunkId, LayerId, chunk_id
+from chunkstore.content import Content
+from chunkstore.delta.kinship import Unit
+from chunkstore.digest import Buffer, ChunkId, LayerId, chunk_id
 from chunkstore.errors import DiskFull
 from chunkstore.ingest import Imported
 from chunkstore.manifest import load
-from p2player import errors, manifests, swarming
+from p2player import errors, manifests, swarming, transfer
 from p2player.kin import Basis, Kin
 from p2player.net.connection import Incoming
 from p2player.proto import content_wire as wire
@@ -93,6 +96,20 @@ async def test_a_layer_comes_whole_and_every_byte_is_accounted_for(mesh: PullMes
     assert report.seconds > 0
     assert told == sorted(told)
     assert told[-1] == (report.total, report.total)
+
+
+async def test_a_layer_of_many_chunks_comes_by_the_slice(
+    mesh: PullMesh, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "LOOK_CHUNKS", 3)
+    monkeypatch.setattr(transfer, "MANY_CHUNKS", 1)
+    peer = mesh.add(1)
+    imported = put_tree(peer.store, tree)
+    had = list(imported.content)[1::2]
+    put_part(mesh.store, peer.store, imported.layer_id, had)
+    report = await transfers(mesh).pull_layer(imported.layer_id, hints(peer))
+    assert_whole(mesh, imported, tree, tmp_path)
+    assert report.deduplicated >= sum(imported.content[chunk] for chunk in had)
 
 
 async def test_two_holders_share_and_both_are_named(mesh: PullMesh, tmp_path: Path) -> None:
@@ -859,3 +876,31 @@ async def test_a_basis_that_goes_while_the_manifest_comes_is_done_without(
     peer.handlers[delta_wire.LAYER_DELTA] = layer_delta
     await related(mesh, old, peer).pull_layer(new.layer_id, hints(peer))
     assert_whole(mesh, new, versions[1], tmp_path)
+
+
+async def test_nothing_reads_on_in_the_content_of_a_pull_that_was_cancelled(
+    mesh: PullMesh, versions: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = mesh.add(1)
+    old = put_tree(mesh.store, versions[0])
+    new = put_tree(peer.store, versions[1])
+    reading, cancelled = trio.Event(), threading.Event()
+    reads = 0
+    honest = Kin.read
+
+    def read(self: Kin, unit: Unit, content: Content) -> list[Buffer]:
+        nonlocal reads
+        reads += 1
+        trio.from_thread.run_sync(reading.set)
+        cancelled.wait(5)
+        found = honest(self, unit, content)
+        reads -= 1
+        return found
+
+    monkeypatch.setattr(Kin, "read", read)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(related(mesh, old).pull_layer, new.layer_id, hints(peer))
+        await reading.wait()
+        nursery.cancel_scope.cancel()
+        cancelled.set()
+    assert reads == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from p2player.allocator import HEAPS, MMAP_BYTES, TRIM_BYTES, bound_heaps, find_mallopt
+from p2player.allocator import HEAPS, MMAP_BYTES, TRIM_BYTES, bound_heaps, find_mallopt, trim_heaps
 
 KEEPS = """
 import sys
@@ -66,3 +66,10 @@ def test_large_buffers_go_back_to_the_system() -> None:
         [sys.executable, "-c", KEEPS], check=True, capture_output=True, text=True, env=environment, timeout=30
     )
     assert int(done.stdout) < 4 << 20
+
+
+def test_trimming_may_come_at_any_time() -> None:
+    held = [bytearray(100_000) for _ in range(20)]
+    del held[::2]
+    trim_heaps()
+    assert all(len(one) == 100_000 for one in held)

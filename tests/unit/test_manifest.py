@@ -14,7 +14,7 @@ from chunkstore.codec import pack_all
 from chunkstore.digest import ChunkId, LayerId, chunk_id, layer_id
 from chunkstore.entries import Entry, Extent, Kind, pack_extents
 from chunkstore.errors import ChunkMissing
-from chunkstore.manifest import Manifest, load
+from chunkstore.manifest import Manifest, load, outline
 from chunkstore.manifest_codec import MAX_MANIFEST_BYTES
 from chunkstore.manifest_diff import Change, Difference, diff
 from chunkstore.tree_errors import ManifestInvalid, printable
@@ -67,6 +67,15 @@ def test_chunks_are_distinct_and_in_order() -> None:
 def test_one_chunk_cannot_have_two_lengths() -> None:
     with pytest.raises(ManifestInvalid, match="y: a chunk with two lengths"):
         tree(file(b"x", (8, A)), file(b"y", (7, A))).chunks()
+
+
+def test_an_outline_is_of_the_whole_tree_and_as_strict() -> None:
+    manifest = tree(file(b"x", (BLOCK, B), (BLOCK, None), (7, A)), file(b"y", (7, A)))
+    found = outline(manifest.encode())
+    assert (found.size, list(found.chunks.items())) == (manifest.size, list(manifest.chunks().items()))
+    for damaged in (manifest.encode()[:-1], tree(file(b"x", (8, A)), file(b"y", (7, A))).encode()):
+        with pytest.raises(ManifestInvalid):
+            outline(damaged)
 
 
 def test_find_and_resolve() -> None:

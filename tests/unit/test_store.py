@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chunkstore import holdings
 from chunkstore.codec import pack, pack_all
 from chunkstore.digest import ChunkId, LayerId, chunk_id
 from chunkstore.errors import (
@@ -518,6 +519,26 @@ def test_a_layer_record(store: ChunkStore, clock: Clock) -> None:
     assert store.layer_chunks(id) == {name: 3000 for name, _ in CHUNKS}
     assert list(store.layer_chunks(id)) == ids_of(CHUNKS)
     assert store.layer(NOBODY) is None
+
+
+def test_a_layer_is_recorded_and_looked_at_in_slices(store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holdings, "_SLICE", 7)
+    store.add([pack(CHUNKS[5:20])])
+    id = put_layer(store, CHUNKS)
+    assert list(store.layer_chunks(id).items()) == [(name, 3000) for name, _ in CHUNKS]
+    assert store.bitmap(id) == bytes([0b1110_0000, 0xFF, 0b0000_1111, 0, 0])
+    store.add([pack(CHUNKS[20:21])])
+    assert store.holding(id) == (16, 40)
+
+
+def test_what_is_given_back_is_read_again(store: ChunkStore) -> None:
+    store.add(pack_all(CHUNKS))
+    list(store.read(ids_of(CHUNKS[:3])))
+    store.give_back()
+    assert {name: bytes(data) for name, data in store.read(ids_of(CHUNKS))} == dict(CHUNKS)
+    store.close()
+    with pytest.raises(StoreClosed):
+        store.give_back()
 
 
 def test_a_layer_may_be_here_in_part(store: ChunkStore) -> None:
