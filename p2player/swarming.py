@@ -421,7 +421,7 @@ class SwarmRun:
         if not units:
             return ask.chunks
         make = partial(kin.ask, holder.node, self._job.scope, units, self._job.content)
-        delta = await trio.to_thread.run_sync(make, abandon_on_cancel=True, limiter=self._threads)
+        delta = await trio.to_thread.run_sync(make, limiter=self._threads)
         left = dict.fromkeys(ask.chunks)
 
         def landed(chunks: Mapping[ChunkId, int]) -> None:

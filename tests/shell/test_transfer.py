@@ -1,6 +1,7 @@
 """Pulls over connections in memory, between real stores: what arrives, from whom, and what if things break."""
 
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -893,6 +894,7 @@ async def test_nothing_reads_on_in_the_content_of_a_pull_that_was_cancelled(
         reads += 1
         trio.from_thread.run_sync(reading.set)
         cancelled.wait(5)
+        time.sleep(0.3)  # in a worker thread: long enough for a pull that does not wait for it to be over
         found = honest(self, unit, content)
         reads -= 1
         return found
