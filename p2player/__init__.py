@@ -10,7 +10,7 @@
     upkeep warmer                   verify, repair, gc; placing ahead of need
     transfer manifests swarming landing     content from peers
     kin relatives patching                  and as deltas of old content
-    serving patch_serving outflow sources   content to peers, and deltas
+    serving patch_serving outflow sources turns   content to peers, and deltas
     apps (apphost appcare apprecord appstate)       the applications of this node
     migration planning              moving them
     renewal remembered              certificates in time; what outlives a restart
