@@ -54,6 +54,8 @@ def segments(read_at: ReadAt, size: int) -> Iterator[Segment]:
     if len(header) < _HEADER.size or not header.startswith(MAGIC):
         raise ImageInvalid(0, "not a qcow2 disk")
     _, version, _, _, bits, disk_bytes, encrypted, l1_entries, l1_at, _, _, _, _ = _HEADER.unpack(header)
+    if version == 0:
+        raise ImageInvalid(4, "qcow2 version 0, which never was")
     if version not in (2, 3):
         raise ImageUnsupported(4, f"qcow2 version {version}")
     if bits not in _CLUSTER_BITS:
