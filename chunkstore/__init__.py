@@ -17,7 +17,7 @@
     tarfiles tarreader tarfields tarsparse acltext sniff storedfile    an archive into content
     checkout staging leftovers filewriter    a manifest back into a folder
     delta                              new chunks as patches against old ones
-    attributes beneath progress tree_errors  what both directions need
+    attributes beneath pinning progress tree_errors  what both directions need
 
 Synchronous: no network, no event loop. Imports nothing else of this project.
 """

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import cast
 
 from chunkstore.attributes import AttributeWriter
 from chunkstore.beneath import Beneath
@@ -26,6 +25,7 @@ from chunkstore.content import Content
 from chunkstore.digest import Buffer, ChunkId
 from chunkstore.entries import EXTENT, Entry
 from chunkstore.leftovers import Leftover, Leftovers
+from chunkstore.pinning import hold
 from chunkstore.progress import Meter
 from chunkstore.tree_errors import CheckoutFailed, ContentMissing, ManifestInvalid, printable, writing
 
@@ -170,26 +170,15 @@ class FileWriter:
             return leftover.has(offset, length, chunk)
 
     def _fetch(self, batch: _Batch) -> dict[ChunkId, Buffer]:
-        """The chunks of a batch: as views of their groups while those are mostly wanted, else as copies.
+        """The chunks of a batch: as views of their groups while those are mostly wanted, else as copies."""
+        return hold(self._checked(batch), _PINNED_BYTES)
 
-        A view keeps its whole group in memory, of which a batch may want one chunk only.
-        """
-        chunks: dict[ChunkId, Buffer] = {}
-        groups: set[int] = set()
-        pinned_bytes = 0
+    def _checked(self, batch: _Batch) -> Iterator[tuple[ChunkId, memoryview]]:
         wanted = batch.wanted
         for chunk, data in self._content.read(list(wanted)):
             if len(data) != wanted[chunk]:
                 raise _odd(next(piece.entry for piece in batch.pieces if any(chunk in ids for _, ids in piece.runs)))
-            group = cast("bytes", data.obj)
-            if id(group) not in groups:
-                if pinned_bytes + len(group) > _PINNED_BYTES:
-                    chunks[chunk] = bytes(data)
-                    continue
-                groups.add(id(group))
-                pinned_bytes += len(group)
-            chunks[chunk] = data
-        return chunks
+            yield chunk, data
 
     def _write_batch(self, batch: _Batch, fetched: "Future[dict[ChunkId, Buffer]]") -> None:
         chunks = fetched.result()

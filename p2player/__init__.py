@@ -16,6 +16,7 @@
     renewal remembered              certificates in time; what outlives a restart
     net                 trio shells: TLS, sessions, gossip over UDP
     proto               sans-IO cores: frames, swarm, hand-off, warming
+    allocator           what the C library keeps of freed memory
     statedir config quantities addresses listening journal log events operations notify errors faults
                         what all of them stand on
 

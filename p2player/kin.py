@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chunkstore.content import Content
-from chunkstore.delta.kinship import Kinship, Unit
+from chunkstore.delta.kinship import RELATIVE_BYTES, Kinship, Unit
 from chunkstore.delta.signature import sign
 from chunkstore.digest import Buffer, ChunkId, LayerId
 from chunkstore.manifest import Manifest
+from chunkstore.pinning import hold
 from gossip.messages import NodeId
 from p2player.proto.delta_choice import DeltaChoice, cost
 from p2player.proto.delta_wire import DeltaAsk, may_be_asked
@@ -119,6 +120,5 @@ class Kin:
     def read(self, unit: Unit, content: Content) -> list[Buffer]:
         """The bytes of a unit's relative, chunk by chunk; empty when they are not all here any more."""
         ids = self.relative(unit)
-        # Copies, or a few small chunks would keep many whole groups in memory.
-        found: dict[ChunkId, Buffer] = {chunk: bytes(data) for chunk, data in content.read(ids)}
+        found = hold(content.read(ids), 2 * RELATIVE_BYTES)
         return [found[chunk] for chunk in ids] if len(found) == len(ids) else []

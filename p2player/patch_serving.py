@@ -6,7 +6,7 @@ take far fewer bytes on the wire than here. Where this node lacks the relative, 
 chunks that are here go as they are stored: the asker cannot tell beforehand, and need not.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -20,6 +20,7 @@ from chunkstore.delta.signature import Signature
 from chunkstore.digest import Buffer, ChunkId, LayerId
 from chunkstore.errors import ChunkMissing, LayerUnknown
 from chunkstore.manifest import load_encoded
+from chunkstore.pinning import hold
 from chunkstore.tree_errors import ManifestInvalid
 from gossip.messages import NodeId
 from p2player import errors
@@ -211,16 +212,19 @@ class _Answer:
         Raises:
             Usage: they are more than `most_bytes`.
         """
-        found: dict[ChunkId, Buffer] = {}
-        size = 0
         if len(set(ids)) < len(ids):
             raise errors.Usage("a unit that names a chunk twice")
-        for chunk, data in self._content.read(ids):
-            size += len(data)
-            if size > most_bytes:
-                raise errors.Usage("a unit that is too large")
-            found[chunk] = bytes(data)  # a copy, or a few small chunks would keep many whole groups in memory
+        found = hold(_within(self._content.read(ids), most_bytes), 2 * most_bytes)
         return [found[chunk] for chunk in ids] if len(found) == len(ids) else []
+
+
+def _within(chunks: Iterable[tuple[ChunkId, memoryview]], most_bytes: int) -> Iterator[tuple[ChunkId, memoryview]]:
+    size = 0
+    for chunk, data in chunks:
+        size += len(data)
+        if size > most_bytes:
+            raise errors.Usage("a unit that is too large")
+        yield chunk, data
 
 
 def _named(chunks: Sequence[ChunkId], positions: Sequence[int]) -> list[ChunkId]:

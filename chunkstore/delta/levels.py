@@ -88,6 +88,7 @@ class Way:
         dictionary: level for literals with the relative's unused bytes as a dictionary, see
             `codec.compress_against`; None where to search those takes longer than it saves.
         up_to: the share of the target that literals may have for that: a little of them is cheap on any link.
+        by_page: whether images are compared by whole pages, which takes less time and finds less.
     """
 
     below: float
@@ -95,14 +96,15 @@ class Way:
     literals: int
     dictionary: int | None
     up_to: float
+    by_page: bool
 
 
 WAYS: Final = (
-    Way(0.2e6, 19, 19, 19, 1),
-    Way(3e6, 12, 3, 1, 1),
-    Way(10e6, 6, 3, 1, 1),
-    Way(75e6, 3, 3, 1, 1 / 8),
-    Way(float("inf"), 1, 1, None, 0),
+    Way(0.2e6, 19, 19, 19, 1, by_page=False),
+    Way(3e6, 12, 3, 1, 1, by_page=False),
+    Way(10e6, 6, 3, 1, 1, by_page=False),
+    Way(75e6, 3, 3, 1, 1 / 8, by_page=True),
+    Way(float("inf"), 1, 1, None, 0, by_page=True),
 )
 
 

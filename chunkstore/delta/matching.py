@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from chunkstore.delta.finecuts import content_cuts, fine_cuts, sector_cuts
+from chunkstore.delta.finecuts import PAGE_BYTES, content_cuts, fine_cuts, sector_cuts
 from chunkstore.delta.signature import Signature, fingerprint
 from chunkstore.digest import Buffer
 
@@ -44,16 +44,27 @@ class Match:
 
 
 class HeldRelative:
-    """A relative whose bytes are at hand: where each of its pieces is."""
+    """A relative whose bytes are at hand: where each of its pieces is.
 
-    def __init__(self, relative: Sequence[Buffer]) -> None:
+    Args:
+        pages: as for `fine_cuts`.
+    """
+
+    def __init__(self, relative: Sequence[Buffer], *, pages: bool = False) -> None:
         self.data = b"".join(relative)
         self._places: dict[int, int] = {}
         view = memoryview(self.data)
         at = 0
         for chunk in relative:
-            self._index(view, at, fine_cuts(chunk))
+            self._index(view, at, fine_cuts(chunk, pages=pages))
             at += len(chunk)
+
+    def knows(self, chunk: Buffer) -> bool:
+        """Whether at least a quarter of the pages of a chunk occur here, at whatever place."""
+        view = memoryview(chunk)
+        starts = range(0, len(chunk), PAGE_BYTES)
+        known = sum(fingerprint(view[at : at + PAGE_BYTES]) in self._places for at in starts)
+        return 4 * known >= len(starts)
 
     def _index(self, view: memoryview, at: int, cuts: Sequence[int]) -> None:
         places = self._places

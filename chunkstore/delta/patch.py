@@ -34,7 +34,7 @@ from typing import Final
 from chunkstore import codec
 from chunkstore.delta.bytewise import add, subtract
 from chunkstore.delta.errors import BadPatch
-from chunkstore.delta.finecuts import fine_cuts
+from chunkstore.delta.finecuts import all_pages, fine_cuts
 from chunkstore.delta.levels import way_for
 from chunkstore.delta.matching import HeldRelative, Match, cuts_for_signature, matches_by_signature
 from chunkstore.delta.ops import Kind, Op, decode_ops, encode_ops, put_varint, take_varint
@@ -87,7 +87,7 @@ class PatchEncoder:
             matches = matches_by_signature(data, cuts_for_signature(targets, relative), relative)
             ops, held = list(_fill(matches, len(data), _literal)), b""
         else:
-            held, ops = _compare(targets, data, relative)
+            held, ops = _compare(targets, data, relative, by_page=self._way.by_page)
         return self._pack(data, ops, held)
 
     def _plain(self, data: bytes) -> bytes:
@@ -146,10 +146,17 @@ class PatchDecoder:
             raise BadPatch(f"patch with a bad frame: {error}") from error
 
 
-def _compare(targets: Sequence[Buffer], data: bytes, relative: Sequence[Buffer]) -> tuple[bytes, list[Op]]:
+def _compare(
+    targets: Sequence[Buffer], data: bytes, relative: Sequence[Buffer], *, by_page: bool
+) -> tuple[bytes, list[Op]]:
     """The relative in one piece, and ops that make `data` of it."""
-    held = HeldRelative(relative)
-    pieces = [length for chunk in targets for length in fine_cuts(chunk)]
+    held = None
+    if by_page and all_pages(targets) and all_pages(relative):
+        held = HeldRelative(relative, pages=True)
+    pages = held is not None and held.knows(targets[0])  # else it only has that length
+    if held is None or not pages:
+        held = HeldRelative(relative)
+    pieces = [length for chunk in targets for length in fine_cuts(chunk, pages=pages)]
     gaps = Gaps(data, held.data, pieces, [len(chunk) for chunk in targets], [len(chunk) for chunk in relative])
     return held.data, list(_fill(held.matches(data, pieces), len(data), gaps.ops))
 

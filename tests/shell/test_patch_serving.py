@@ -138,7 +138,7 @@ async def test_small_chunks_do_not_keep_the_groups_that_they_come_from() -> None
     tracemalloc.start()
     try:
         await serving.chunks_delta(asked(Unit(tuple(range(64)), (0,))).incoming)
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        assert tracemalloc.get_traced_memory()[1] < 2 * UNIT_BYTES + (4 << 20)
     finally:
         tracemalloc.stop()
 
