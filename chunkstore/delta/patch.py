@@ -151,7 +151,7 @@ def _compare(
 ) -> tuple[bytes, list[Op]]:
     """The relative in one piece, and ops that make `data` of it."""
     held = None
-    if by_page and all_pages(targets) and all_pages(relative):
+    if by_page and targets and all_pages(targets) and all_pages(relative):
         held = HeldRelative(relative, pages=True)
     pages = held is not None and held.knows(targets[0])  # else it only has that length
     if held is None or not pages:
