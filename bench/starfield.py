@@ -63,7 +63,7 @@ class Starfield:
         self._lab.__enter__()
         try:
             self._lab.star({self._lab.host(name): access for name, access in self._access.items()})
-        except BaseException:
+        except BaseException:  # Ctrl-C too must not leave namespaces behind
             self._lab.close()
             raise
         return self

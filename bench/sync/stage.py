@@ -103,7 +103,7 @@ class Stage:
         try:
             self.rivals = self._pairing("rival")
             self.ours = {OURS: self._pairing("node"), OURS_DONOR: self._pairing("donor")}
-        except BaseException:
+        except BaseException:  # Ctrl-C too must not leave nodes and namespaces behind
             self._stack.close()
             raise
         return self
