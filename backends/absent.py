@@ -7,7 +7,7 @@ why an application cannot be created on them. Every other call is refused.
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from backends.base import AppLayout, Capabilities, Probe, Workspace
@@ -54,7 +54,16 @@ class AbsentBackend:
     def checkpoint(self, layout: AppLayout, *, leave_running: bool) -> NoReturn:
         self._refuse()
 
-    def suspend(self, layout: AppLayout) -> NoReturn:
+    def obstacles(self, layout: AppLayout) -> NoReturn:
+        self._refuse()
+
+    def facts(self, layout: AppLayout) -> NoReturn:
+        self._refuse()
+
+    def mismatches(self, facts: Mapping[str, str]) -> NoReturn:
+        self._refuse()
+
+    def suspend(self, layout: AppLayout, *, memory: bool = True) -> NoReturn:
         self._refuse()
 
     def resume(self, layout: AppLayout) -> NoReturn:

@@ -8,6 +8,7 @@ files (memory images, a disk overlay) put it there too:
 
     process   the files that the application writes
     runc      upper/ of the overlay, images/ of CRIU
+    lxd       upper/ of the overlay, with CRIU's state/ in it
     libvirt   the overlay qcow2, the save file
 
 What is only of use on this machine and until the next boot goes to `Workspace.run_dir`.
@@ -23,7 +24,7 @@ for one application they never overlap.
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -206,6 +207,54 @@ class Checkpoint:
     saved: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Where this node finds its engines; None: where the engine's own tools look.
+
+    Attributes:
+        criu: path of the `criu` program.
+        lxd_socket: path of LXD's unix socket.
+        lxd_pool: name of LXD's storage pool, of driver `dir`, on which instances are made.
+        libvirt_uri: as in `virsh -c`.
+    """
+
+    criu: Path | None = None
+    lxd_socket: Path | None = None
+    lxd_pool: str | None = None
+    libvirt_uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """An application that an engine had before p2player knew of it, taken apart into layers.
+
+    Attributes:
+        base, app: folders to be added as layers. `base` is None when a given base layer was used.
+        config: text of a configuration file that runs it.
+    """
+
+    base: Path | None
+    app: Path
+    config: str
+
+
+class Adopter(Protocol):
+    """A backend whose engine may have applications of its own."""
+
+    def adopt(self, source: str, into: Path, base: Path | None) -> Adopted:
+        """Take an instance of the engine apart; it is only read, and must not be running.
+
+        Args:
+            source: what the engine calls it.
+            into: an empty folder for what is made.
+            base: a checked-out base layer; the app layer then holds what the instance has beside it.
+
+        Raises:
+            BackendError: there is none, it runs, or it is of a kind that cannot be taken apart.
+        """
+        ...
+
+
 class Backend(Protocol):
     """One engine. All methods block; see the module for the order of calls.
 
@@ -256,8 +305,32 @@ class Backend(Protocol):
         """
         ...
 
-    def suspend(self, layout: AppLayout) -> Checkpoint:
+    def obstacles(self, layout: AppLayout) -> Sequence[str]:
+        """Why this running application cannot be checkpointed, one sentence each, as far as can be told without
+        touching it: an open device, a socket of a kind that the engine cannot save. Empty when nothing was found."""
+        ...
+
+    def facts(self, layout: AppLayout) -> Mapping[str, str]:
+        """What a machine that is to restore this application's memory must match: few and short texts.
+
+        They travel to the destination, whose backend reads them in `mismatches`. Processor features, the kernel, the
+        engine's version: whatever this engine cares for.
+        """
+        ...
+
+    def mismatches(self, facts: Mapping[str, str]) -> Sequence[str]:
+        """Why memory that was saved on a machine of those `facts` cannot be restored here, one sentence each.
+
+        The facts come from a peer: absent and strange ones must do no harm. Takes at most a few seconds.
+        """
+        ...
+
+    def suspend(self, layout: AppLayout, *, memory: bool = True) -> Checkpoint:
         """Run the `before_suspend` hook, then `checkpoint(leave_running=False)`: the instance folder is final.
+
+        Args:
+            memory: when False, the application is ended as by `stop` instead, and only its files are kept; `resume`
+                and `restore` then start it afresh. For engines that could not restore its memory elsewhere.
 
         Raises:
             SuspendFailed: it was not suspended; unless `running` is False, it serves as before.

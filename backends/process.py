@@ -22,6 +22,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 from backends import applog, procfs, shim
 from backends.base import (
@@ -148,8 +149,20 @@ class ProcessBackend:
             return Checkpoint(at, saved=run_hook("save", layout, pid=status.pid))
         return self._end_cleanly(layout)
 
-    def suspend(self, layout: AppLayout) -> Checkpoint:
-        """`before_suspend`, SIGTERM, exit 0 in time."""
+    def obstacles(self, layout: AppLayout) -> Sequence[str]:
+        """None: the application does it itself."""
+        return ()
+
+    def facts(self, layout: AppLayout) -> Mapping[str, str]:
+        """None: it starts afresh."""
+        return {}
+
+    def mismatches(self, facts: Mapping[str, str]) -> Sequence[str]:
+        """None, likewise."""
+        return ()
+
+    def suspend(self, layout: AppLayout, *, memory: bool = True) -> Checkpoint:
+        """`before_suspend`, SIGTERM, exit 0 in time; there is no memory to keep."""
         status = self.status(layout)
         if status.state is not EngineState.RUNNING:
             how = f" ({status.exit})" if status.exit else ""

@@ -3,14 +3,19 @@
 from collections.abc import Mapping
 
 from backends.absent import AbsentBackend
-from backends.base import Backend, Capabilities
+from backends.base import Backend, Capabilities, EngineSettings
 from backends.process import ProcessBackend
 
 _MEMORY = Capabilities(live=True, cooperative=False, leave_running=True, root=True)
 
 
-def builtin(*, healthy_after_s: float = 1.0) -> Mapping[str, Backend]:
-    """A fresh set of every backend that p2player knows, in the order in which they are listed."""
+def builtin(settings: EngineSettings | None = None, *, healthy_after_s: float = 1.0) -> Mapping[str, Backend]:
+    """A fresh set of every backend that p2player knows, in the order in which they are listed.
+
+    Args:
+        settings: where the engines are.
+        healthy_after_s: an application that lives shorter counts as failed.
+    """
     backends: tuple[Backend, ...] = (
         ProcessBackend(healthy_after_s=healthy_after_s),
         AbsentBackend("runc", _MEMORY, [("runc", "--version")]),

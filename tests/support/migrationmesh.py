@@ -6,7 +6,7 @@ engine (a counter in memory that writes a file when it is suspended), peers (fun
 to it that no app runs twice.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +161,16 @@ class CounterEngine:
         (layout.state_dir / "count").write_text(str(self._world.counts[layout.app_id]))
         return Checkpoint(Moment.now(), paused_s=0.01)
 
-    def suspend(self, layout: AppLayout) -> Checkpoint:
+    def obstacles(self, layout: AppLayout) -> Sequence[str]:
+        return ()
+
+    def facts(self, layout: AppLayout) -> Mapping[str, str]:
+        return {}
+
+    def mismatches(self, facts: Mapping[str, str]) -> Sequence[str]:
+        return ()
+
+    def suspend(self, layout: AppLayout, *, memory: bool = True) -> Checkpoint:
         self._call("suspend")
         self.checkpoint(layout, leave_running=False)
         self._end(layout, Status(EngineState.SUSPENDED))

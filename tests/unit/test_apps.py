@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,16 @@ class FakeEngine:
             raise NotRunning("it does not run")
         return Checkpoint(Moment.now())
 
-    def suspend(self, layout: AppLayout) -> Checkpoint:
+    def obstacles(self, layout: AppLayout) -> Sequence[str]:
+        return ()
+
+    def facts(self, layout: AppLayout) -> Mapping[str, str]:
+        return {}
+
+    def mismatches(self, facts: Mapping[str, str]) -> Sequence[str]:
+        return ()
+
+    def suspend(self, layout: AppLayout, *, memory: bool = True) -> Checkpoint:
         self._call("suspend")
         self.states[layout.app_id] = Status(EngineState.SUSPENDED)
         return Checkpoint(Moment.now())
