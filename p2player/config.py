@@ -23,7 +23,17 @@ All keys are optional; an unknown key, or a value of the wrong type, is an error
     log_format            "json"       "text"     one line an event, for people or for machines
     log_level             "debug"      "info"     what is logged: "debug" (with traces of failures), "info", "warning"
                                                   or "error", and what is graver
+    engines               table        none       where the engines of applications are; see below
     ===================== ============ ========== ======================================================================
+
+The table `[engines]`; what is not said is looked for where the engine's own tools look:
+
+    ===================== =========================== ==================================================================
+    criu                  "/path"                     the `criu` program that saves and restores containers of `runc`
+    lxd_socket            "/path"                     LXD's unix socket
+    lxd_pool              "NAME"                      LXD's storage pool, of driver `dir`, on which instances are made
+    libvirt_uri           "qemu:///system"            the libvirt to speak to, as in `virsh -c`
+    ===================== =========================== ==================================================================
 
 Sizes, rates and durations are texts as in `p2player.quantities`, or plain numbers of bytes and seconds.
 """
@@ -36,6 +46,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from backends.base import EngineSettings
 from gossip.errors import Malformed
 from gossip.inventory import MAX_LABEL_BYTES, MAX_LABELS, check_label
 from p2player.addresses import Address, is_loopback, parse_address
@@ -48,6 +59,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 MAX_CONFIG_BYTES: Final = 64 << 10
 MAX_RETURN_BASIS_S: Final = 30 * 86400.0
+MAX_ENGINE_TEXT_BYTES: Final = 4096
 
 _NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -72,6 +84,7 @@ class Settings:
     control_token_file: Path | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
+    engines: EngineSettings = EngineSettings()
 
     def preset_for(self, listen_host: str) -> GossipPreset:
         """The gossip preset of a node that listens on `listen_host`."""
@@ -213,6 +226,28 @@ def _absolute(value: object) -> Path:
     return path
 
 
+def _word(value: object) -> str:
+    text = _text(value)
+    if not text or not text.isprintable() or len(text.encode()) > MAX_ENGINE_TEXT_BYTES:
+        raise Usage(f"must be a printable text of 1 to {MAX_ENGINE_TEXT_BYTES} bytes")
+    return text
+
+
+def _engines(value: object) -> EngineSettings:
+    if not isinstance(value, dict):
+        raise Usage(f"must be a table, not {_kind(value)}")
+    values: dict[str, Any] = {}
+    for key, setting in value.items():
+        reader = ENGINE_READERS.get(key)
+        if reader is None:
+            raise Usage(f"unknown key {key!r}; known are {', '.join(sorted(ENGINE_READERS))}")
+        try:
+            values[key] = reader(setting)
+        except Usage as error:
+            raise Usage(f"{key}: {error}") from None
+    return EngineSettings(**values)
+
+
 def _kind(value: object) -> str:
     return {dict: "a table", list: "a list", str: "a text", bool: "a flag"}.get(type(value), f"{value}")
 
@@ -231,4 +266,11 @@ READERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "control_token_file": _absolute,
     "log_format": _one_of("text", "json"),
     "log_level": _one_of("debug", "info", "warning", "error"),
+    "engines": _engines,
+}
+ENGINE_READERS: Final[Mapping[str, Callable[[object], Any]]] = {
+    "criu": _absolute,
+    "lxd_socket": _absolute,
+    "lxd_pool": _word,
+    "libvirt_uri": _word,
 }

@@ -215,7 +215,7 @@ class Node:
             trees=self.state.checkouts,
             in_use=self._layers_in_use,
         )
-        self.apps = Apps(self.state.apps, builtin(), layers.tree, self._on_app)
+        self.apps = Apps(self.state.apps, builtin(settings.engines), layers.tree, self._on_app)
         self.migrations = Migrations(
             Parts(self.state.migrations, self.apps, layers, store, transfers, serving, pool, mesh, presence.publish),
             self._locate_app,

@@ -1,9 +1,11 @@
 """`config.toml`: every key, its defaults, and errors that name what is wrong."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from backends.base import EngineSettings
 from p2player import config
 from p2player.addresses import Address
 from p2player.config import Settings, load, parse
@@ -26,6 +28,12 @@ log_level = "debug"
 [labels]
 rack = "r7"
 metered = "yes"
+
+[engines]
+criu = "/opt/criu/sbin/criu"
+lxd_socket = "/var/lib/lxd/unix.socket"
+lxd_pool = "apps"
+libvirt_uri = "qemu:///system"
 """
 
 
@@ -44,14 +52,22 @@ def test_every_key_is_read() -> None:
         control_token_file=Path("/etc/p2player/token"),
         log_format="json",
         log_level="debug",
+        engines=EngineSettings(
+            criu=Path("/opt/criu/sbin/criu"),
+            lxd_socket=Path("/var/lib/lxd/unix.socket"),
+            lxd_pool="apps",
+            libvirt_uri="qemu:///system",
+        ),
     )
 
 
 def test_the_table_of_keys_is_complete() -> None:
     assert config.__doc__ is not None
-    for key in ("limit_in", "labels", *config.READERS):
+    keys = (*config.READERS, *config.ENGINE_READERS)
+    for key in keys:
         assert key in config.__doc__
-    assert all(f"{key} =" in EVERYTHING or key == "labels" for key in config.READERS)
+    assert all(f"{key} =" in EVERYTHING or f"[{key}]" in EVERYTHING for key in keys)
+    assert {field.name for field in fields(EngineSettings)} == set(config.ENGINE_READERS)
 
 
 def test_a_label_may_be_as_long_as_the_mesh_takes_it() -> None:
@@ -107,6 +123,13 @@ def test_no_return_basis() -> None:
         ('control_token_file = "token"', "must be an absolute path"),
         ('log_format = "xml"', "must be one of text, json"),
         ('log_level = "all"', "must be one of debug, info, warning, error"),
+        ("engines = 'criu'", "key 'engines': must be a table"),
+        ("[engines]\ncrui = '/x'", "key 'engines': unknown key 'crui'; known are criu, libvirt_uri"),
+        ("[engines]\ncriu = 'sbin/criu'", "key 'engines': criu: must be an absolute path"),
+        ("[engines]\ncriu = 3", "key 'engines': criu: must be a text"),
+        ('[engines]\nlxd_pool = ""', "key 'engines': lxd_pool: must be a printable text"),
+        ('[engines]\nlibvirt_uri = "a\\nb"', "key 'engines': libvirt_uri: must be a printable text"),
+        (f"[engines]\nlxd_pool = '{'x' * 4097}'", "key 'engines': lxd_pool: must be a printable text"),
         ("limit_in = ", "not valid TOML"),
     ],
 )
