@@ -14,7 +14,7 @@ from typing import Literal
 
 from backends.applog import BLOCK_BYTES, AppLog
 from backends.base import AppLayout, Exit
-from backends.command import arguments, environment
+from backends.command import Folders, arguments, environment
 from backends.errors import HookFailed
 
 HookName = Literal["before_suspend", "after_restore", "save"]
@@ -53,7 +53,7 @@ def _run(words: tuple[str, ...], layout: AppLayout, extra: dict[str, str], log: 
     """Returns what went wrong, or None."""
     try:
         process = subprocess.Popen(
-            arguments(words, layout),
+            arguments(words, Folders.of(layout)),
             env=environment(layout, extra),
             cwd=layout.state_dir,
             stdin=subprocess.DEVNULL,

@@ -37,7 +37,7 @@ from backends.base import (
     Status,
     Workspace,
 )
-from backends.command import RUN_MARK, arguments, environment
+from backends.command import RUN_MARK, Folders, arguments, environment
 from backends.errors import (
     AlreadyRunning,
     ConfigError,
@@ -228,7 +228,7 @@ class ProcessBackend:
         run_dir = RunDir(str(layout.run_dir))
         spec = shim.Spec(
             run=run,
-            argv=arguments(layout.config.command, layout),
+            argv=arguments(layout.config.command, Folders.of(layout)),
             env=environment(layout, {RUN_MARK: run}),
             cwd=str(layout.state_dir),
             run_dir=run_dir.path,

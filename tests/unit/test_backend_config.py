@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from backends import config
 from backends.base import AppConfig, AppLayout, Hooks
-from backends.command import arguments, environment, expand
+from backends.command import Folders, arguments, environment, expand
 from backends.errors import BackendUnavailable, ConfigError
 from backends.registry import builtin
 
@@ -120,14 +120,14 @@ def test_any_text_is_accepted_or_refused_with_our_own_error(text: str) -> None:
     ],
 )
 def test_braces(word: str, filled: str) -> None:
-    assert expand(word, layout()) == filled
+    assert expand(word, Folders.of(layout())) == filled
 
 
 @given(st.text("{}$ab1 :\"'", max_size=30))
 def test_words_without_names_of_folders_are_literal_or_refused(word: str) -> None:
     parsed = layout("")
     try:
-        filled = expand(word, parsed)
+        filled = expand(word, Folders.of(parsed))
     except ConfigError:
         return
     assert filled.replace("{", "").replace("}", "") == word.replace("{", "").replace("}", "")
@@ -138,7 +138,7 @@ def test_arguments_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.delenv("PATH")
     place = layout()
-    assert arguments(place.config.command, place)[-1] == "--os=/l/base"
+    assert arguments(place.config.command, Folders.of(place))[-1] == "--os=/l/base"
     env = environment(place, {"P2P_RUN": "1"})
     assert env["LIB"] == "/l/base/lib:/l/app/lib"
     assert env["LANG"] == "C.UTF-8"
