@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ASYNC_OPTIONAL := ASYNC114,ASYNC124,ASYNC128,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 STAMP := $(VENV)/.setup-stamp
 
-.PHONY: setup demo test check bench bench-sync bench-sync-quick bench-swarm clean
+.PHONY: setup demo engines test check bench bench-sync bench-sync-quick bench-swarm clean
 
 setup: $(STAMP)
 
@@ -18,7 +18,17 @@ $(STAMP): pyproject.toml scripts/setup.sh
 demo: setup
 	@$(BIN)/p2player demo
 
-test: setup
+# What the real engines need: packages of Debian or Ubuntu and a CRIU, as root, and their Python bindings. Where they cannot
+# be installed their tests are skipped, and named in the last lines. P2PLAYER_ENGINES=0 leaves all of it out.
+engines: setup
+	@if [ "$${P2PLAYER_ENGINES:-1}" = 0 ] || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
+	sh scripts/engine-packages.sh; \
+	for binding in lxd:pylxd libvirt:libvirt; do \
+	    $(BIN)/python -c "import $${binding#*:}" 2>/dev/null || sh scripts/setup.sh $(VENV) "$${binding%:*}" || \
+	        echo "engines: the Python binding of $${binding%:*} cannot be installed" >&2; \
+	done
+
+test: setup engines
 	@$(BIN)/pytest -q -n 2 --dist loadgroup
 
 check: setup

@@ -1,7 +1,9 @@
 #!/bin/sh
-# Makes the virtual environment: `sh scripts/setup.sh DIR`. Idempotent; `make setup` skips it while pyproject.toml is unchanged.
+# Makes the virtual environment: `sh scripts/setup.sh DIR [EXTRAS]`, with the extras of pyproject.toml that are named, or `dev`.
+# Idempotent; `make setup` skips it while pyproject.toml is unchanged.
 set -eu
-venv=${1:?usage: setup.sh DIR}
+venv=${1:?usage: setup.sh DIR [EXTRAS]}
+extras=${2:-dev}
 
 usable() {
     # A Python that is new enough and can make a virtual environment by itself.
@@ -35,5 +37,5 @@ if ! "$venv/bin/python" -c 'import sys' 2>/dev/null; then
     echo "setup: making $venv with $python"
     "$python" -m venv "$venv"
 fi
-echo "setup: installing p2player and its tools into $venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+echo "setup: installing p2player and its tools into $venv ($extras)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"

@@ -1,4 +1,4 @@
-"""Meshes of real node processes for the tests of this folder."""
+"""Meshes of real node processes, and the place of engines, for the tests of this folder."""
 
 import random
 from collections.abc import Iterator
@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 
 from p2player.localmesh import LocalMesh
+from tests.support.contract import leftovers
 
 pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="session")
+def engine_home() -> Iterator[Path]:
+    """Below it lies all that tests of engines make; at the end nothing of it may be left."""
+    with leftovers.home() as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -55,6 +55,11 @@ def live(layout: AppLayout) -> Live:
     return found
 
 
+def exists(pid: int) -> bool:
+    """Whether there is such a process, be it a zombie."""
+    return os.path.exists(f"/proc/{pid}")
+
+
 def ready(backend: ProcessBackend, layout: AppLayout) -> None:
     eventually(lambda: b"ready" in backend.logs(layout, 1 << 20))
 
@@ -124,7 +129,13 @@ def test_the_supervisor_holds_nothing_of_the_node(backend: ProcessBackend, make:
         os.close(write)
 
 
+def children() -> set[procfs.ProcessId]:
+    """Those of this process, zombies too."""
+    return {found.process for found in procfs.everyone() if found.parent == os.getpid()}
+
+
 def test_no_zombies(backend: ProcessBackend, make: Make) -> None:
+    before = children()
     layout = make(apps.FAMILY)
     counter = make(apps.COUNTER)
     failing = make(apps.DIES_YOUNG)
@@ -137,7 +148,67 @@ def test_no_zombies(backend: ProcessBackend, make: Make) -> None:
     backend.suspend(layout)
     backend.start(counter)
     backend.stop(counter)
-    assert [found for found in procfs.everyone() if found.parent == os.getpid()] == []
+    assert children() <= before
+
+
+# Cooperation
+
+
+def test_stop_kills_what_ignores_sigterm(backend: ProcessBackend, make: Make) -> None:
+    layout = make(apps.IGNORES_SIGTERM, stop_timeout_s=0.2)
+    pid = backend.start(layout).pid
+    ready(backend, layout)
+    backend.stop(layout)
+    status = backend.status(layout)
+    assert status.exit is not None
+    assert (status.exit.signal, status.exit.asked, status.exit.forced) == (signal.SIGKILL, True, True)
+    assert not exists(pid)
+
+
+def test_a_checkpoint_for_pre_copy_leaves_it_running(backend: ProcessBackend, make: Make) -> None:
+    layout = make(apps.COUNTER, hooks={"save": ["sh", "-c", "kill -USR1 $P2P_PID; sleep 0.1"]})
+    pid = backend.start(layout).pid
+    ready(backend, layout)
+    checkpoint = backend.checkpoint(layout, leave_running=True)
+    assert checkpoint.saved
+    assert int((layout.state_dir / "count").read_text()) > 0
+    assert backend.status(layout).pid == pid
+
+
+def test_an_unclean_exit_on_suspend_brings_it_back(backend: ProcessBackend, make: Make) -> None:
+    layout = make(apps.EXITS_3)
+    first = backend.start(layout).pid
+    ready(backend, layout)
+    with pytest.raises(SuspendFailed, match=r"exit code 3.*started again") as caught:
+        backend.suspend(layout)
+    assert caught.value.running
+    status = backend.status(layout)
+    assert status.state is EngineState.RUNNING
+    assert status.pid != first
+
+
+def test_one_that_does_not_end_on_suspend_runs_on(backend: ProcessBackend, make: Make) -> None:
+    layout = make(apps.IGNORES_SIGTERM, stop_timeout_s=0.2)
+    pid = backend.start(layout).pid
+    ready(backend, layout)
+    with pytest.raises(SuspendFailed, match=r"did not exit within 0\.2 s") as caught:
+        backend.suspend(layout)
+    assert caught.value.running
+    assert backend.status(layout).pid == pid
+
+
+@pytest.mark.parametrize(
+    ("way", "program"), [("stop", apps.STUBBORN_FAMILY), ("suspend", apps.FAMILY), ("destroy", apps.FAMILY)]
+)
+def test_children_and_orphans_end_with_it(backend: ProcessBackend, make: Make, way: str, program: str) -> None:
+    layout = make(program)
+    pids = [backend.start(layout).pid]
+    ready(backend, layout)
+    pids += [int((layout.state_dir / name).read_text()) for name in ("child", "grandchild")]
+    assert all(exists(pid) for pid in pids)
+    getattr(backend, way)(layout)
+    assert [pid for pid in pids if exists(pid)] == []
+    assert not backend.status(layout).executing
 
 
 # Supervision
@@ -274,10 +345,11 @@ def test_a_supervisor_that_does_not_report_is_killed(
     monkeypatch.setattr(spawn, "REPORT_TIMEOUT_S", 0.0)
     monkeypatch.setattr(shim, "LINGER_S", 0.0)
     layout = make(apps.COUNTER)
+    before = children()
     with pytest.raises(StartFailed, match="does not report"):
         backend.start(layout)
     assert not backend.status(layout).executing
-    assert [found for found in procfs.everyone() if found.parent == os.getpid()] == []
+    assert children() <= before
 
 
 def test_of_two_starts_at_once_one_wins(backend: ProcessBackend, make: Make) -> None:
