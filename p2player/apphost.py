@@ -19,7 +19,7 @@ from typing import TypeVar
 import trio
 
 from backends import errors as engine_errors
-from backends.base import AppLayout, Backend, Checkpoint, Started, Status, Workspace
+from backends.base import AppLayout, Backend, Checkpoint, EngineState, Started, Status, Workspace
 from backends.errors import BackendError
 from backends.folders import remove_tree
 from backends.hooks import run_hook
@@ -50,6 +50,10 @@ class AppSuspendFailed(Failed):
     def __init__(self, message: str, *, running: bool) -> None:
         super().__init__(message)
         self.running = running
+
+
+class AppNotSaved(Refused):
+    """The engine cannot save the application as it is; nothing was suspended, it runs as before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +214,26 @@ class HostedApp:
             self.tell("failed", self.record.reason, _exit_code(outcome))
         raise told(outcome) from outcome
 
-    async def suspend(self, layout: AppLayout) -> Checkpoint:
+    async def save(self, layout: AppLayout) -> Checkpoint:
+        """Have the engine bring the instance folder up to date while it runs.
+
+        Raises:
+            AppNotSaved: an engine that keeps its memory cannot.
+            Refused: it does not run.
+            Failed: its `save` hook failed.
+        """
+        try:
+            return await self._around.in_thread(lambda: self.backend.checkpoint(layout, leave_running=True))
+        except (Failed, OSError) as error:
+            if self.backend.capabilities.live:
+                raise AppNotSaved(faults.describe(error).message) from error
+            raise
+
+    async def suspend(self, layout: AppLayout, *, memory: bool) -> Checkpoint:
         """Have the engine end it with its instance folder final, then the record say `suspended`.
+
+        Args:
+            memory: whether what it has in memory is kept, where the engine can.
 
         Raises:
             AppSuspendFailed: it runs as before, or neither here nor anywhere and the record is `failed` now.
@@ -220,7 +242,7 @@ class HostedApp:
         def work() -> tuple[AppRecord, Checkpoint | engine_errors.SuspendFailed]:
             outcome: Checkpoint | engine_errors.SuspendFailed
             try:
-                outcome = self.backend.suspend(layout)
+                outcome = self.backend.suspend(layout, memory=memory)
                 record = moved(self.record, AppState.SUSPENDED)
             except engine_errors.SuspendFailed as error:
                 if error.running:
@@ -238,6 +260,16 @@ class HostedApp:
         if not outcome.running:
             self.tell("failed", self.record.reason)
         raise told(outcome) from outcome
+
+    async def way_on(self) -> Callable[[AppLayout], Started]:
+        """How the engine lets it go on: from where it was suspended; afresh where it was lost before it was.
+
+        What an engine saved earlier, while the application ran on, is older than its files and must not be resumed.
+        """
+        suspended = self.record.state in (AppState.SUSPENDED, AppState.IN_DOUBT)
+        if suspended or (await self.status()).state in (EngineState.RUNNING, EngineState.SUSPENDED):
+            return self.backend.resume
+        return self.backend.start
 
     async def halt(self, target: AppRecord) -> None:
         """Write `target`, then have the engine end everything.

@@ -4,6 +4,7 @@
     apprecord    the durable record of an application
     apphost      one application: record and engine changed together
     appcare      adoption at node start, and the watch
+    engines      the backends, and what may be asked of them without an application
     apps         this: all of them, by name and id
 
 Operations of one application never overlap: each holds its lock. An operation that is cancelled while the engine works
@@ -23,12 +24,22 @@ from backends.base import AppConfig, Backend, Checkpoint, Probe, Started, Worksp
 from backends.errors import ConfigError
 from chunkstore.digest import LayerId
 from p2player.appcare import RESTART_PAUSE_S, WATCH_INTERVAL_S, Caretaker
-from p2player.apphost import AppEvent, AppStartFailed, AppSuspendFailed, Checkout, HostedApp, Surroundings, told
+from p2player.apphost import (
+    AppEvent,
+    AppNotSaved,
+    AppStartFailed,
+    AppSuspendFailed,
+    Checkout,
+    HostedApp,
+    Surroundings,
+    told,
+)
 from p2player.apprecord import AppRecord, AppShelf, check_name, moved, unique
 from p2player.appstate import AppState
-from p2player.errors import NotFound, P2PlayerError, Refused, Usage
+from p2player.engines import Engines
+from p2player.errors import NotFound, P2PlayerError, Refused
 
-__all__ = ["AppEvent", "AppRecord", "AppStartFailed", "AppState", "AppSuspendFailed", "Apps", "Checkout"]
+__all__ = ["AppEvent", "AppNotSaved", "AppRecord", "AppStartFailed", "AppState", "AppSuspendFailed", "Apps", "Checkout"]
 
 
 class Apps:
@@ -53,7 +64,7 @@ class Apps:
     ) -> None:
         self._shelf = AppShelf(root)
         self._around = Surroundings(self._shelf, checkout, on_change)
-        self._backends = backends
+        self.engines = Engines(backends)
         self._naming = trio.Lock()
         self._apps: dict[str, HostedApp] = {}
         self._care = Caretaker(
@@ -110,9 +121,13 @@ class Apps:
         """The instance folder: what a migration moves."""
         return self._get(app_id).workspace.state_dir
 
-    async def probes(self) -> list[Probe]:
-        """One answer a backend, in their order."""
-        return await self._around.in_thread(lambda: [backend.probe() for backend in self._backends.values()])
+    async def probe(self, backend: str) -> Probe | None:
+        """Whether one backend can be used here; None for an unknown one."""
+        return await self.engines.probe(backend)
+
+    async def mismatches(self, backend: str, facts: Mapping[str, str]) -> list[str]:
+        """Why that backend cannot restore here what was saved on a machine of those `facts`."""
+        return await self.engines.mismatches(backend, facts)
 
     async def logs(self, app_id: str, max_bytes: int) -> bytes:
         """The end of the application's log."""
@@ -207,20 +222,40 @@ class Apps:
         """Bring the instance folder up to date while the application runs, for a pre-copy round.
 
         Raises:
+            AppNotSaved: an engine that keeps its memory cannot; it runs on.
             Refused: it is not running.
             Failed: the `save` hook failed; the application runs on.
         """
         app = self._get(app_id)
         async with app.lock:
-            layout = await app.layout()
-            return await self._around.in_thread(lambda: app.backend.checkpoint(layout, leave_running=True))
+            return await app.save(await app.layout())
 
-    async def suspend(self, app_id: str) -> Checkpoint:
+    async def obstacles(self, app_id: str) -> list[str]:
+        """Why a running application cannot be saved as it is; empty for one that does not run."""
+        app = self._get(app_id)
+        async with app.lock:
+            if not app.alive:
+                return []
+            return list(await self._around.in_thread(app.backend.obstacles, await app.layout()))
+
+    async def facts(self, app_id: str) -> Mapping[str, str]:
+        """What a machine that is to restore a running application's memory must match; empty if it does not run."""
+        app = self._get(app_id)
+        async with app.lock:
+            if not app.alive:
+                return {}
+            return await self._around.in_thread(app.backend.facts, await app.layout())
+
+    async def suspend(self, app_id: str, *, memory: bool = True) -> Checkpoint:
         """End the application so that its instance folder is final; the record says `suspended`.
 
         When that fails and it runs as before, `after_restore` undoes what `before_suspend` may have done.
 
+        Args:
+            memory: when False only its files are kept, and it starts afresh.
+
         Raises:
+            AppNotSaved: an engine that keeps its memory cannot; it runs as before.
             AppSuspendFailed: it was not suspended; when it does not run either, it is `failed` now.
         """
         app = self._get(app_id)
@@ -228,11 +263,13 @@ class Apps:
             app.check("suspend")
             layout = await app.layout()
             try:
-                return await app.suspend(layout)
+                return await app.suspend(layout, memory=memory)
             except AppSuspendFailed as error:
                 failure = error
             if failure.running:
                 await app.after_restore(layout)
+                if memory and app.backend.capabilities.live:
+                    raise AppNotSaved(failure.message) from failure
             raise failure
 
     async def resume(self, app_id: str) -> Started:
@@ -245,7 +282,7 @@ class Apps:
         async with app.lock:
             app.check("resume")
             layout = await app.layout()
-            started = await app.run(layout, app.backend.resume, moved(app.record, AppState.RUNNING))
+            started = await app.run(layout, await app.way_on(), moved(app.record, AppState.RUNNING))
             app.tell("resumed")
             await app.after_restore(layout)
             return started
@@ -327,9 +364,7 @@ class Apps:
             raise NotFound(f"no application {app_id} on this node") from None
 
     def _host(self, record: AppRecord) -> HostedApp:
-        backend = self._backends.get(record.backend)
-        if backend is None:
-            raise Usage(f"unknown backend {record.backend!r}; known: {', '.join(self._backends)}")
+        backend = self.engines.get(record.backend)
         folder = self._shelf.folder(record.id)
         return HostedApp(
             record, Workspace(record.id, record.name, folder, _parse(record.config)), backend, self._around
@@ -342,9 +377,10 @@ class Apps:
     async def _check_welcome(self, app: HostedApp) -> None:
         """Look before layers are pulled; the name is looked at again when it is taken."""
         self._check_name_free(app.record)
-        probe = await self._around.in_thread(app.backend.probe)
-        if not probe.available:
-            raise Refused(f"backend {app.backend.name} cannot be used here: {probe.reason}")
+        name = app.backend.name
+        probe = await self.engines.probe(name)
+        if probe is None or not probe.available:
+            raise Refused(f"backend {name} cannot be used here: {probe.reason if probe else 'it is not known'}")
 
     def _check_name_free(self, record: AppRecord) -> None:
         for other in self._apps.values():

@@ -84,7 +84,7 @@ class Settings:
     control_token_file: Path | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
-    engines: EngineSettings = EngineSettings()
+    engines: EngineSettings = field(default_factory=EngineSettings)
 
     def preset_for(self, listen_host: str) -> GossipPreset:
         """The gossip preset of a node that listens on `listen_host`."""

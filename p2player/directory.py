@@ -218,7 +218,7 @@ class Directory:
         """The rows of `/v1/backends`: what each engine's probe says."""
         return [
             {"name": p.name, "available": p.available, "version": p.version, "reason": p.reason}
-            for p in await self._apps.probes()
+            for p in await self._apps.engines.probes()
         ]
 
 

@@ -20,6 +20,8 @@ from p2player.migration.basis import wipe
 from p2player.migration.images import SourceImages, size_of_tree
 from p2player.migration.kept import VAULT
 from p2player.migration.parts import Parts
+from p2player.migration.ports import network_here
+from p2player.migration.preflight import advise_cold
 from p2player.migration.register import Register
 from p2player.migration.source import SourceWork
 from p2player.planning import Experience, Question, learn, make_plan
@@ -59,6 +61,8 @@ class Commands:
         parts = self._parts
         record = parts.apps.find(app_id)
         refusals = self._against(record, to, mode)
+        if not refusals:
+            refusals = await self._obstacles(record, mode)
         offer = await self._offer(record, to, mode)
         checked = events.Checked(())
         if to != parts.members.me:
@@ -85,7 +89,7 @@ class Commands:
 
         Raises:
             Unreachable: the destination is not alive.
-            Refused: it is there already, moves already, or is in no state to be moved.
+            Refused: it is there already, moves already, is in no state to be moved, or cannot be saved as it is.
         """
         record = self._parts.apps.find(app_id)
         for refusal in self._against(record, to, mode):
@@ -95,6 +99,8 @@ class Commands:
             raise errors.Refused(f"{MAX_OUTGOING} apps move away from this node already")
         self.starting.add(record.id)
         try:
+            for refusal in await self._obstacles(record, mode):
+                raise errors.Refused(refusal)
             return await self._begin(record, to, mode, max_freeze_s)
         finally:
             self.starting.discard(record.id)
@@ -114,6 +120,12 @@ class Commands:
             found.append(f"{record.name} is {record.state.value}")
         return found
 
+    async def _obstacles(self, record: AppRecord, mode: Mode) -> list[str]:
+        """What the engine knows against saving the app as it is."""
+        if mode is Mode.COLD:
+            return []
+        return advise_cold(await self._parts.apps.obstacles(record.id), record.name, alone=True)
+
     def _check_alive(self, destination: NodeId) -> None:
         if not any(member.id == destination for member in self._parts.members.alive()):
             raise errors.Unreachable(f"node {self._parts.name(destination)} is not alive")
@@ -121,6 +133,9 @@ class Commands:
     async def _offer(self, record: AppRecord, destination: NodeId, mode: Mode) -> Offer:
         parts = self._parts
         sizes = await parts.in_thread(lambda: [_size(parts, layer) for layer in (record.base, record.app)])
+        running = record.state in (AppState.RUNNING, AppState.MIGRATING)
+        facts = await parts.apps.facts(record.id) if running and mode is Mode.LIVE else {}
+        instance_bytes = await parts.in_thread(size_of_tree, parts.apps.state_path(record.id))
         return Offer(
             step=1,
             app_id=record.id,
@@ -133,10 +148,13 @@ class Commands:
             app=record.app,
             record=json.dumps(record.to_dict()).encode(),
             mode=mode,
-            running=record.state in (AppState.RUNNING, AppState.MIGRATING),
+            running=running,
             base_bytes=sizes[0],
             app_bytes=sizes[1],
-            instance_bytes=await parts.in_thread(size_of_tree, parts.apps.state_path(record.id)),
+            instance_bytes=instance_bytes + messages.memory_bytes(facts),
+            facts=messages.FACTS.fitting(facts),
+            sent_at=self._register.clock.wall(),
+            network=network_here(),
         )
 
     def _experience(self, record: AppRecord, destination: NodeId) -> Experience:

@@ -16,9 +16,10 @@ from p2player.apprecord import AppRecord
 from p2player.errors import Failed, P2PlayerError, Refused, Unreachable, Usage
 from p2player.log import Log
 from p2player.migration import leftover
-from p2player.migration.destination import DestinationWork, preflight
+from p2player.migration.destination import DestinationWork
 from p2player.migration.driver import JOURNAL
 from p2player.migration.leftover import Left
+from p2player.migration.preflight import preflight
 from p2player.migration.register import Register
 from p2player.migration.source import SourceWork, spoken
 from p2player.net.connection import Incoming
@@ -174,9 +175,7 @@ class Desk:
             raise Usage(f"malformed offer: {error}") from None
         if not isinstance(offer, Offer):
             raise Usage("not an offer")
-        read_record(offer)
-        register = self._register
-        checked = await preflight(register.parts, offer, register.bases, register.busy(offer.app_id))
+        checked = await check_offer(self._register, "", read_record(offer), offer)
         return {
             "refusals": list(checked.refusals),
             "base": [checked.base.total, checked.base.missing],
@@ -195,9 +194,15 @@ def destination_work(
     register: Register, migration: str, machine: DestinationMachine, record: AppRecord | None, folder: Any
 ) -> DestinationWork:
     """The hands of a destination machine."""
-    busy = partial(register.busy, machine.app_id, migration)
+    check = partial(check_offer, register, migration, record)
     peer = NodeId(machine.peer)
-    return DestinationWork(register.parts, migration, peer, machine.app_id, folder, record, register.bases, busy)
+    return DestinationWork(register.parts, migration, peer, machine.app_id, folder, record, register.bases, check)
+
+
+async def check_offer(register: Register, migration: str, record: AppRecord | None, offer: Offer) -> events.Checked:
+    """What `preflight` finds now about an offer; `migration` itself does not stand in its way."""
+    busy = register.busy(offer.app_id, migration)
+    return await preflight(register.parts, offer, record, register.bases, busy, register.clock.wall())
 
 
 def read_record(offer: Offer) -> AppRecord:

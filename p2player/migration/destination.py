@@ -1,7 +1,6 @@
 """What the destination of a migration does when its machine says so."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,14 @@ from p2player.errors import Failed, NotFound
 from p2player.migration.basis import BasisShelf
 from p2player.migration.images import DestinationImages
 from p2player.migration.parts import Parts
+from p2player.migration.preflight import is_obsolete
 from p2player.migration.seams import Progress
 from p2player.proto.handoff import events
 from p2player.proto.handoff.events import Action, Result
-from p2player.proto.handoff.messages import Image, Message, Need, Offer, Pulled, largest_sources
+from p2player.proto.handoff.messages import Image, Message, Offer, Pulled, largest_sources
 from p2player.proto.handoff.source_end import add_image
 from p2player.proto.roster import HolderHint
 from p2player.transfer import PullReport
-
-RESERVE_BYTES = 64 << 20
 
 
 class DestinationWork:
@@ -34,7 +32,7 @@ class DestinationWork:
     Args:
         folder: of the migration.
         record: the app as the source has it; None after a restart of the node, when it was staged long ago.
-        busy: why another migration stands in the way of one of that app; empty when none does.
+        check: looks for reasons to refuse an offer, and at what of it is here already.
 
     Attributes:
         pulled: what came so far, by layer.
@@ -49,7 +47,7 @@ class DestinationWork:
         folder: Path,
         record: AppRecord | None,
         bases: BasisShelf,
-        busy: Callable[[], str],
+        check: Callable[[Offer], Awaitable[events.Checked]],
     ) -> None:
         self._parts = parts
         self._migration = migration
@@ -58,7 +56,7 @@ class DestinationWork:
         self._folder = folder
         self._record = record
         self._bases = bases
-        self._busy = busy
+        self._check = check
         self._images: DestinationImages | None = None
         self.pulled: dict[str, Pulled] = {}
         self.progress: Progress = _ignore
@@ -66,7 +64,7 @@ class DestinationWork:
     async def do(self, action: Action) -> Result:
         match action:
             case events.Preflight(offer):
-                return await self._preflight(offer)
+                return await self._check(offer)
             case events.PullLayers(offer, key):
                 return await self._pull_layers(offer, key)
             case events.PullImage(_, image, final):
@@ -104,9 +102,6 @@ class DestinationWork:
 
     # -- before the grant
 
-    async def _preflight(self, offer: Offer) -> events.Checked:
-        return await preflight(self._parts, offer, self._bases, self._busy())
-
     async def _pull_layers(self, offer: Offer, key: bytes) -> events.LayersPulled:
         if self._record is None:
             raise Failed("the destination node was restarted")
@@ -124,7 +119,7 @@ class DestinationWork:
             progress = self._parts.from_thread(self.progress)
             await self._parts.in_thread(self._images.seed, basis.folder, progress)
         with suppress(NotFound):
-            if _obsolete(self._parts.apps.record(offer.app_id), offer.epoch):
+            if is_obsolete(self._parts.apps.record(offer.app_id), offer.epoch):
                 await self._parts.apps.discard(offer.app_id)
         await self._parts.apps.stage(self._record)
         return events.LayersPulled(self.pulled["base"], self.pulled["app"])
@@ -199,55 +194,6 @@ class DestinationWork:
             record = self._parts.apps.record(self._app_id)
             if record.state is AppState.STAGED or record.epoch <= epoch:
                 await self._parts.apps.discard(self._app_id)
-
-
-async def preflight(parts: Parts, offer: Offer, bases: BasisShelf, busy: str) -> events.Checked:
-    """Look for reasons to refuse an app, and at what of it is here already.
-
-    Args:
-        busy: why another migration stands in the way, if one does.
-    """
-    me = parts.members.name_of(parts.members.me)
-    base = await parts.in_thread(_need, parts, LayerId(offer.base), offer.base_bytes)
-    app = await parts.in_thread(_need, parts, LayerId(offer.app), offer.app_bytes)
-    refusals = [busy] if busy else []
-    for probe in await parts.apps.probes():
-        if probe.name == offer.backend:
-            if not probe.available:
-                refusals.append(f"backend {offer.backend} cannot be used on {me}: {probe.reason}")
-            break
-    else:
-        refusals.append(f"{me} has no backend {offer.backend}")
-    for record in parts.apps.records():
-        if record.id == offer.app_id and not _obsolete(record, offer.epoch):
-            refusals.append(f"{me} has {offer.app_name} already: it is {record.state.value}")
-        elif record.id != offer.app_id and record.name == offer.app_name:
-            refusals.append(f"{me} has another app of the name {offer.app_name}")
-    # Chunks and tree of what is missing; chunks, last tree and new tree of the instance.
-    wanted = 2 * (base.missing + app.missing) + 3 * offer.instance_bytes + RESERVE_BYTES
-    free = await parts.in_thread(_free_bytes, parts.root)
-    if wanted > free:
-        refusals.append(f"no room on {me}: {wanted >> 20} MiB are needed, {free >> 20} MiB are free")
-    basis = bases.find(offer.app_id)
-    return events.Checked(tuple(refusals), base, app, 0 if basis is None else basis.size)
-
-
-def _obsolete(record: AppRecord, epoch: int) -> bool:
-    """Whether this is what is left of a copy that lost to a higher epoch, and does not run."""
-    return record.epoch < epoch and record.state in (AppState.STOPPED, AppState.FAILED)
-
-
-def _need(parts: Parts, layer: LayerId, size: int) -> Need:
-    """For a worker thread: what is missing here of a layer that is `size` bytes large."""
-    record = parts.stock.layer(layer)
-    if record is None:
-        return Need(size, size)
-    return Need(record.size, min(sum(parts.stock.lacking(layer).values()), record.size))
-
-
-def _free_bytes(folder: Path) -> int:
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
 
 
 def _told(report: PullReport) -> Pulled:

@@ -65,9 +65,14 @@ class _Running:
 
 
 class Clock:
-    """Seconds since the Unix epoch that never go back while the node runs, and trio's time for the same instant."""
+    """Seconds since the Unix epoch that never go back while the node runs, and trio's time for the same instant.
+
+    Attributes:
+        wall: the machine's clock itself, which may be set at any time.
+    """
 
     def __init__(self, wall: Callable[[], float]) -> None:
+        self.wall = wall
         self._offset_s = wall() - trio.current_time()
 
     def now(self) -> float:

@@ -144,14 +144,14 @@ class SourceWork:
 
     async def _suspend(self) -> None:
         if self._offer.running:
-            await self._parts.apps.suspend(self._offer.app_id)
+            await self._parts.apps.suspend(self._offer.app_id, memory=self._offer.mode is Mode.LIVE)
 
     async def _ensure_suspended(self) -> None:
         apps, app_id = self._parts.apps, self._offer.app_id
         if not await apps.engine_running(app_id):
             return
         if apps.record(app_id).state in (AppState.RUNNING, AppState.MIGRATING):
-            await apps.suspend(app_id)
+            await apps.suspend(app_id, memory=self._offer.mode is Mode.LIVE)
             return
         raise Failed("the app executes here although it was granted")
 

@@ -16,6 +16,7 @@ import trio
 from backends.registry import builtin
 from chunkstore.digest import LayerId
 from p2player.apps import AppEvent, Apps, AppStartFailed, AppState, AppSuspendFailed
+from p2player.errors import Refused
 from tests.support import apps as programs
 from tests.support.apps import HEALTHY_AFTER_S, PYTHON, executing, toml
 
@@ -165,10 +166,14 @@ async def test_a_killed_supervisor_is_replaced(sites: Callable[[str], Site]) -> 
 async def test_engines_that_are_not_there_are_refused(sites: Callable[[str], Site]) -> None:
     site = sites("here")
     node = site.node()
-    for name in ("runc", "lxd", "libvirt"):
-        with pytest.raises(Exception, match=f"backend {name} cannot be used here: not built into this version yet"):
-            await node.create("x", name, BASE, APP, "")
-    assert [probe.available for probe in await node.probes()] == [True, False, False, False]
+    probes = await node.engines.probes()
+    assert [probe.name for probe in probes] == ["process", "runc", "lxd", "libvirt"]
+    assert probes[0].available
+    for probe in probes:
+        if not probe.available:
+            with pytest.raises(Refused) as refused:
+                await node.create("x", probe.name, BASE, APP, "")
+            assert refused.value.message == f"backend {probe.name} cannot be used here: {probe.reason}"
 
 
 async def test_a_start_that_fails_shows_the_output(sites: Callable[[str], Site]) -> None:

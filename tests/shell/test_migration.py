@@ -17,8 +17,8 @@ from gossip.messages import NodeId
 from p2player import errors
 from p2player.appstate import AppState
 from p2player.journal import Journal
-from p2player.migration import destination as destination_module
 from p2player.migration import fence, leftover
+from p2player.migration import preflight as preflight_module
 from p2player.migration.desk import MAX_INCOMING
 from p2player.proto.handoff import messages, records, table
 from p2player.proto.handoff.machine import HandoffConfig
@@ -416,7 +416,7 @@ async def test_preflight_names_every_reason(tmp_path: Path, jump: MockClock, mon
         b.layers |= {BASE, APP}
         await mesh.new_app(b, start=False)
         b.engine.available = False
-        monkeypatch.setattr(destination_module, "_free_bytes", lambda _folder: 1 << 20)
+        monkeypatch.setattr(preflight_module, "_free_bytes", lambda _folder: 1 << 20)
         monkeypatch.setattr(mesh, "locate", lambda _ref: (a.id, a.migrations and _row(a, app)))
         a.migrations._locate = mesh.locate
         refusals = (await a.migrations.plan("game", "b"))["refusals"]

@@ -79,7 +79,8 @@ class World:
 class CounterEngine:
     """An engine whose apps count their starts and saves in `state/count`.
 
-    `fail` holds what the next calls raise; `dirty` changes the state folder before each save.
+    `fail` holds what the next calls raise; `dirty` changes the state folder before each save. `against` are obstacles,
+    `told` its facts, `wrong` finds mismatches; `memory` is what suspends were asked to keep.
     """
 
     name = "counter"
@@ -94,6 +95,10 @@ class CounterEngine:
         self.fail: dict[str, list[Exception]] = {}
         self.calls: list[str] = []
         self.dirty: Callable[[Path], object] = lambda _state: None
+        self.against: list[str] = []
+        self.told: dict[str, str] = {}
+        self.wrong: Callable[[Mapping[str, str]], list[str]] = lambda _facts: []
+        self.memory: list[bool] = []
 
     def probe(self) -> Probe:
         return Probe(self.name, self.available, "1", None if self.available else "not today")
@@ -162,16 +167,20 @@ class CounterEngine:
         return Checkpoint(Moment.now(), paused_s=0.01)
 
     def obstacles(self, layout: AppLayout) -> Sequence[str]:
-        return ()
+        self._call("obstacles")
+        return self.against
 
     def facts(self, layout: AppLayout) -> Mapping[str, str]:
-        return {}
+        self._call("facts")
+        return self.told
 
     def mismatches(self, facts: Mapping[str, str]) -> Sequence[str]:
-        return ()
+        self._call("mismatches")
+        return self.wrong(facts)
 
     def suspend(self, layout: AppLayout, *, memory: bool = True) -> Checkpoint:
         self._call("suspend")
+        self.memory.append(memory)
         self.checkpoint(layout, leave_running=False)
         self._end(layout, Status(EngineState.SUSPENDED))
         return Checkpoint(Moment.now())

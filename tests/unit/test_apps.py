@@ -37,7 +37,7 @@ from backends.errors import (
 from chunkstore.digest import LayerId
 from p2player import appstate
 from p2player.apprecord import AppRecord, AppShelf, BadRecord, check_name, unique
-from p2player.apps import AppEvent, Apps, AppStartFailed, AppState, AppSuspendFailed
+from p2player.apps import AppEvent, AppNotSaved, Apps, AppStartFailed, AppState, AppSuspendFailed
 from p2player.errors import Failed, NotFound, Refused, Unreachable, Usage
 
 BASE, APP = LayerId(b"b" * 32), LayerId(b"a" * 32)
@@ -108,13 +108,13 @@ class FakeEngine:
         return Checkpoint(Moment.now())
 
     def obstacles(self, layout: AppLayout) -> Sequence[str]:
-        return ()
+        return ("a device",)
 
     def facts(self, layout: AppLayout) -> Mapping[str, str]:
-        return {}
+        return {"cpu": "old"}
 
     def mismatches(self, facts: Mapping[str, str]) -> Sequence[str]:
-        return ()
+        return [f"not {value}" for value in facts.values()]
 
     def suspend(self, layout: AppLayout, *, memory: bool = True) -> Checkpoint:
         self._call("suspend")
@@ -458,6 +458,50 @@ async def test_a_failed_resume_is_a_failure(site: Site) -> None:
     assert apps.record(app_id).state is AppState.FAILED
 
 
+@pytest.mark.parametrize("state", [EngineState.LOST, EngineState.EXITED, EngineState.ABSENT])
+async def test_what_was_lost_before_it_was_suspended_starts_afresh(site: Site, state: EngineState) -> None:
+    """A checkpoint that it ran on after is older than its files."""
+    apps, app_id = await running(site)
+    await apps.set_state(app_id, AppState.MIGRATING)
+    await apps.save(app_id)
+    site.engine.states[app_id] = Status(state)
+    await apps.resume(app_id)
+    assert site.engine.calls[-2:] == ["checkpoint", "start"]
+    assert apps.record(app_id).state is AppState.RUNNING
+
+
+async def test_what_was_suspended_is_resumed_whatever_the_engine_remembers(site: Site) -> None:
+    apps, app_id = await running(site)
+    await apps.suspend(app_id, memory=False)
+    site.engine.states.pop(app_id)  # the machine restarted
+    await apps.resume(app_id)
+    assert site.engine.calls[-1] == "resume"
+
+
+async def test_engines_are_asked_about_running_applications_only(site: Site) -> None:
+    apps, app_id = await running(site)
+    assert (await apps.obstacles(app_id), await apps.facts(app_id)) == (["a device"], {"cpu": "old"})
+    assert await apps.mismatches("fake", {"cpu": "new"}) == ["not new"]
+    await apps.stop(app_id)
+    assert (await apps.obstacles(app_id), await apps.facts(app_id)) == ([], {})
+
+
+async def test_an_engine_that_cannot_save_memory_refuses(site: Site) -> None:
+    apps, app_id = await running(site)
+    site.engine.capabilities = replace(CAPABILITIES, live=True)
+    for fault in (BackendError("odd socket"), OSError("odd socket")):
+        site.engine.fail_next["checkpoint"] = fault
+        with pytest.raises(AppNotSaved, match="odd socket"):
+            await apps.save(app_id)
+    site.engine.fail_next["suspend"] = SuspendFailed("odd socket", running=True)
+    with pytest.raises(AppNotSaved, match="odd socket"):
+        await apps.suspend(app_id)
+    site.engine.fail_next["suspend"] = SuspendFailed("does not end", running=True)
+    with pytest.raises(AppSuspendFailed, match="does not end"):
+        await apps.suspend(app_id, memory=False)
+    assert apps.record(app_id).state is AppState.RUNNING
+
+
 async def test_states_follow_the_table(site: Site) -> None:
     apps, app_id = await running(site)
     for state in (AppState.SUSPENDED, AppState.IN_DOUBT, AppState.STOPPED, AppState.FAILED, AppState.STAGED):
@@ -738,9 +782,9 @@ async def test_killed_in_the_engine(site: Site, step: str, monkeypatch: pytest.M
                 await apps.suspend(app_id)
         real = getattr(site.engine, step)
 
-        def dying(place: Any, real: Any = real, effect_first: bool = effect_first) -> None:
+        def dying(place: Any, real: Any = real, effect_first: bool = effect_first, **how: Any) -> None:
             if effect_first:
-                real(place)
+                real(place, **how)
             raise Killed
 
         with monkeypatch.context() as patch:

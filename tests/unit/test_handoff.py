@@ -602,3 +602,40 @@ def test_records_survive_json() -> None:
     for damaged in damages:
         with pytest.raises(fields.Malformed):
             records.load([damaged])
+
+
+def test_facts_of_an_offer_are_bounded() -> None:
+    offer = messages.Offer(1, APP, "game", "process", 1, A, B, bytes(32), bytes(32), b"record")
+    facts = {"cpu": "sse2 avx", "memory_bytes": "5"}
+    sent = replace(offer, facts=facts, sent_at=12.5, network="here")
+    assert messages.decode(messages.encode(sent)) == sent
+    assert messages.for_journal(sent) == replace(sent, record=b"", facts={})
+    for bad in (
+        {str(n): "" for n in range(65)},
+        {"k" * 65: ""},
+        {"k": "v" * 4097},
+        {str(n): "v" * 4096 for n in range(16)},
+        {"k": 1},
+        {1: "v"},
+        ["k"],
+    ):
+        raw = {**fields.dump(offer), "facts": bad}
+        with pytest.raises(fields.Malformed):
+            fields.load(raw, messages.FROM_SOURCE)
+
+
+def test_what_is_no_fact_is_not_sent() -> None:
+    many = {str(n): "" for n in range(100)}
+    assert messages.FACTS.fitting(many) == {str(n): "" for n in range(64)}
+    assert messages.FACTS.fitting({"k" * 65: "", "k": "v" * 4097, "\udc00": "", "x": "y"}) == {"x": "y"}
+    full = messages.FACTS.fitting({f"{n:02}": "v" * 4094 for n in range(20)} | {"z": ""})
+    assert len(full) == 16 and sum(len(key) + len(value) for key, value in full.items()) == 65536
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("4096", 4096), ("-1", 0), ("1e9", 0), ("", 0), ("٣", 0), ("9" * 16, 1 << 50), ("9" * 17, 0)],
+)
+def test_how_much_memory_moves(text: str, count: int) -> None:
+    assert messages.memory_bytes({"memory_bytes": text}) == count
+    assert messages.memory_bytes({}) == 0

@@ -290,7 +290,7 @@ class DestinationMachine(DestinationOwner):
             self._refuse("refused", "; ".join(checked.refusals))
             return
         # What the app is travels once; a restart finds it in the record that was staged.
-        self._journal(records.Offered(self._now, messages.without_record(self.offer)))
+        self._journal(records.Offered(self._now, messages.for_journal(self.offer)))
         self._answer_with(messages.Welcome(self._step, checked.base, checked.app, checked.basis_bytes))
 
     def _worked(self, result: events.Result) -> None:

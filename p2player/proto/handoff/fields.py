@@ -167,6 +167,34 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts(_Plain):
+    """At most `limit` pairs of texts, each bounded, and of `max_chars` characters in all."""
+
+    limit: int
+    key: Text
+    value: Text
+    max_chars: int
+
+    def load(self, raw: object) -> dict[str, str]:
+        texts: dict[str, str] = Table(self.key, self.value, self.limit).load(raw)
+        if sum(len(key) + len(value) for key, value in texts.items()) > self.max_chars:
+            raise Malformed(f"more than {self.max_chars} characters in all")
+        return texts
+
+    def fitting(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """Those of `texts` that may be sent, in their order; what is too long, too much or no Unicode is left out."""
+        fit: dict[str, str] = {}
+        left = self.max_chars
+        for key, value in texts.items():
+            chars = len(key) + len(value)
+            short = len(key) <= self.key.max_chars and len(value) <= self.value.max_chars and chars <= left
+            if short and len(fit) < self.limit and _is_unicode(key + value):
+                fit[key] = value
+                left -= chars
+        return fit
+
+
+@dataclass(frozen=True, slots=True)
 class Nested:
     """Another dataclass of checked fields."""
 
@@ -226,6 +254,14 @@ def decode(data: bytes | bytearray | memoryview, shapes: Mapping[str, type[T]]) 
     except (ValueError, msgpack.UnpackException):  # msgpack's own errors, and text that is not UTF-8
         raise Malformed("not msgpack") from None
     return load(raw, shapes)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _CHECKS: dict[type[Any], dict[str, tuple[Check, bool]]] = {}

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from p2player.proto.handoff import fields
-from p2player.proto.handoff.fields import Flag, Malformed, Maybe, Nested, OneOf, Raw, Real, Table, Text, Whole
+from p2player.proto.handoff.fields import Flag, Malformed, Maybe, Nested, OneOf, Raw, Real, Table, Text, Texts, Whole
 
 MAX_NAME_CHARS = 255
 MAX_REASON_CHARS = 1024
@@ -26,6 +26,9 @@ MAX_MANIFEST_CHUNKS = 16384
 MAX_FRESH = 8192
 MAX_OUTLINE_BYTES = 512 << 10
 MAX_CHUNK_BYTES = 1 << 20
+FACTS = Texts(64, Text(64), Text(4096), 64 << 10)
+MEMORY_FACT = "memory_bytes"
+MAX_MEMORY_BYTES = 1 << 50
 
 _CHUNK = struct.Struct("!32sI")
 
@@ -147,7 +150,12 @@ class Offer:
         epoch: of the source's ownership, e. The grant will say e+1.
         record: the app's record as the apps service wrote it; opaque here.
         running: whether the app ran when the migration began; a stopped one stays stopped.
-        base_bytes, app_bytes, instance_bytes: size of each layer; of the instance, at present.
+        base_bytes, app_bytes, instance_bytes: size of each layer; of the instance, at present and with the memory that
+            moves with it.
+        facts: what the destination's engine must match to restore the app's memory, in that engine's own words; empty
+            where no memory moves. `memory_bytes` is how much of it there is.
+        sent_at: what the source's clock said, seconds since the Unix epoch; 0 from earlier versions.
+        network: names the source's network namespace; empty from earlier versions.
     """
 
     step: StepNumber
@@ -165,6 +173,14 @@ class Offer:
     base_bytes: Bytes = 0
     app_bytes: Bytes = 0
     instance_bytes: Bytes = 0
+    facts: Annotated[Mapping[str, str], FACTS] = field(default_factory=dict)
+    sent_at: Annotated[float, Real(0.0, 1e11)] = 0.0
+    network: Annotated[str, Text(128)] = ""
+
+    @property
+    def moves_memory(self) -> bool:
+        """Whether the app goes on at the destination from where it was; else it is started there, or nothing is."""
+        return self.running and self.mode is Mode.LIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,9 +324,17 @@ def largest_sources(sources: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(sources.items(), key=lambda source: -source[1])[:MAX_SOURCES])
 
 
-def without_record(offer: Offer) -> Offer:
-    """The offer as journals keep it: what the app is lies in its own record by then."""
-    return replace(offer, record=b"")
+def memory_bytes(facts: Mapping[str, str]) -> int:
+    """How much memory moves, as `facts` have it; 0 where they do not say, or say nonsense."""
+    text = facts.get(MEMORY_FACT, "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        return 0
+    return min(int(text), MAX_MEMORY_BYTES)
+
+
+def for_journal(offer: Offer) -> Offer:
+    """The offer as journals keep it: what the app is lies in its own record by then, and preflight is over."""
+    return replace(offer, record=b"", facts={})
 
 
 FromSource = Offer | Sync | Round | Grant | Commit | Abort | Supersede | Alive

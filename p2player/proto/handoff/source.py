@@ -149,7 +149,7 @@ class SourceMachine(SourceGrant):
         """Start the migration."""
         self._now, self._out = now, []
         self.tally = Tally(started_at=now)
-        self._journal(records.Begun(now, messages.without_record(self.offer)))
+        self._journal(records.Begun(now, messages.for_journal(self.offer)))
         self._out.append(events.Mark(AppState.MIGRATING))
         self._ask(replace(self.offer, step=self._next_step()))
         return self._out
