@@ -1,8 +1,8 @@
 """One folder a test process for all that engines make; what of the machine refers to it, and ending that.
 
-The folder is `/var/tmp/p2pe-PID-START`: the pid of the test process, and when that was started in clock ticks since the
-machine was. Everything that engine tests make lies below it, in folders named by application where it belongs to one.
-So what a killed run left can be told from what an operator runs on the same machine:
+The folder is `/var/tmp/p2pe-PID-START-N`: the pid of the test process, when that was started in clock ticks since the
+machine was, and a number. Everything that engine tests make lies below it, in folders named by application where it
+belongs to one. So what a killed run left can be told from what an operator runs on the same machine:
 
     processes    the folder is in their command line or environment, they are in it, it is their root file system, or
                  they carry the id of one of its applications
@@ -14,6 +14,7 @@ So what a killed run left can be told from what an operator runs on the same mac
 """
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -31,20 +32,21 @@ NETWORK_NAMESPACES = Path("/run/netns")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 GONE_S = 10.0
 
-_NAME = re.compile(r"p2pe-(\d+)-(\d+)")
+_NAME = re.compile(r"p2pe-(\d+)-(\d+)-\d+")
+_HOMES = itertools.count(1)
 _APP_ID = re.compile(r"[0-9a-f]{32}")
 _DEPTH = 6
 
 
 @contextlib.contextmanager
 def home() -> Iterator[Path]:
-    """This process's folder while the block runs. It is swept even when this process is killed.
+    """A folder of this process while the block runs. It is swept even when this process is killed.
 
     Raises:
         AssertionError: on leaving, if anything was left; it is gone by then.
     """
-    folder = PARENT / f"p2pe-{os.getpid()}-{_started(os.getpid())}"
-    folder.mkdir(mode=0o711, exist_ok=True)
+    folder = PARENT / f"p2pe-{os.getpid()}-{_started(os.getpid())}-{next(_HOMES)}"
+    folder.mkdir(mode=0o711)
     repository = Path(__file__).parents[3]
     command = [sys.executable, "-m", "tests.support.contract.reaper"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=repository, start_new_session=True) as reaper:

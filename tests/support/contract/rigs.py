@@ -94,7 +94,7 @@ class Rig(ABC):
         return os.environ
 
     def words(self) -> list[str]:
-        """The command of a configuration that runs the program of the app layer."""
+        """The command of a configuration that runs the program of the app layer; none where the guest knows it."""
         return ["/bin/sh", "{app}/main.sh"]
 
     def tables(self) -> str:
@@ -122,7 +122,8 @@ class Rig(ABC):
         base, app = self.layers(program, place / "layers" / app_id)
         folder = place / "apps" / app_id
         folder.mkdir(parents=True)
-        text = toml(command=command or self.words(), stop_timeout_s=stop_timeout_s, hooks=hooks) + self.tables()
+        words = command or self.words() or None
+        text = toml(command=words, stop_timeout_s=stop_timeout_s, hooks=hooks) + self.tables()
         return AppLayout(app_id, app_id[:6], folder, config.parse(text), base=base, app=app)
 
     def of_another_cpu(self, facts: Mapping[str, str]) -> Mapping[str, str]:
