@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cmp_to_key
 from pathlib import Path
 
@@ -73,6 +73,26 @@ class Archive:
             extract(deb, target)
             deb.unlink()
         return len(debs)
+
+    def fetch(
+        self, packages: Sequence[str], installed: Path, target: Path, without: Collection[str] = ()
+    ) -> list[Path]:
+        """Fetch packages and what they depend on, but for what is installed already, into the folder `target`.
+
+        Args:
+            installed: dpkg's list of what is there, a `status` file.
+            without: packages that are left out although others depend on them.
+
+        Returns:
+            The fetched packages, sorted by name.
+        """
+        status = ("-o", f"Dir::State::status={installed}")
+        plan = self._apt("apt-get", *status, "-s", "--no-install-recommends", "install", *packages)
+        names = [line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")]
+        wanted = [name for name in names if name not in without]
+        if wanted:
+            self._apt("apt-get", *status, "-qq", "download", *wanted, folder=target)
+        return sorted(target.glob("*.deb"))
 
     def _apt(self, *command: str, folder: Path | None = None) -> str:
         settings = self._folder / "apt.conf"
