@@ -12,7 +12,7 @@
 
     chunker holes images               where bytes are cut; what is left out; the inside of memory and disk images
     entries manifest manifest_*        what a tree is made of, its canonical encoding, what changed
-    importer ingest reserving treescan treerecall statcache filememory imagefiles    a folder into content
+    importer ingest reserving treescan treerecall statcache filememory imagefiles writeback    a folder into content
     fileimport                         a virtual disk into content
     tarfiles tarreader tarfields tarsparse acltext sniff storedfile    an archive into content
     checkout staging leftovers filewriter    a manifest back into a folder

@@ -12,6 +12,11 @@ it is read again, three times at most. And no name comes or goes meanwhile: at t
 it did in the scan, otherwise the whole pass is repeated, three times at most; what has not changed is not read
 again if there is a stat cache. A tree that never rests is an error that names the path.
 
+A *live* import takes a tree that is not expected to rest, for an image that a later one corrects: a file that changes
+while it is read is taken as it was read, what vanishes or turns into something else is left out, and names that come
+are not looked for. Nothing is then said to be unchanged that a program may still change unseen, through a mapping: a
+file is written back before it is read, so that its times tell (`writeback`).
+
 How an image of memory or of a disk is cut may depend on other files of its folder; `imagefiles` sees to that.
 
 Files are taken in windows of some hundred, so that one question to the content covers all chunks that the
@@ -32,18 +37,23 @@ from chunkstore.digest import ChunkId
 from chunkstore.entries import Entry, Kind, Xattrs
 from chunkstore.filememory import Memory
 from chunkstore.holes import ShortRead, Window, file_windows
-from chunkstore.imagefiles import TreeImages
+from chunkstore.imagefiles import TreeImages, is_pages_path
+from chunkstore.images import qcow2, qemu
 from chunkstore.ingest import Imported, Ingest
 from chunkstore.progress import Meter, Progress
 from chunkstore.sniff import SourceKind, sniff
 from chunkstore.statcache import Remembered, StatCache
 from chunkstore.tree_errors import SourceUnsupported, TreeChanged, TreeUnreadable
 from chunkstore.treescan import Moved, Scan, Source, check_folders, looks, scan_tree
+from chunkstore.writeback import write_back
 
 _PASSES = 3
 _READS = 3
 _WINDOW_FILES = 512
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+_IMAGES = (qemu.LIBVIRT_MAGIC, qemu.STREAM_MAGIC, qcow2.MAGIC)
+_HEAD_BYTES = max(map(len, _IMAGES))
 
 _KINDS = {
     stat.S_IFREG: Kind.REGULAR,
@@ -62,6 +72,7 @@ def import_tree(
     *,
     progress: Progress | None = None,
     stat_cache: StatCache | None = None,
+    live: bool = False,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> Imported:
     """Take a folder and everything in it into content; what is there already is not stored again.
@@ -70,12 +81,13 @@ def import_tree(
         content: where the chunks go. It is used from one other thread meanwhile, and committed at the end.
         path: the folder; a symlink to one is followed, nothing below it is. progress: called with bytes done
         and bytes in total; may raise to cancel, which leaves chunks that nothing refers to. stat_cache: what
-        was read before. clock_ns: wall clock, to judge which timestamps are too young to trust.
+        was read before. live: take what can be had of a tree that is in use; see the module. clock_ns: wall clock,
+        to judge which timestamps are too young to trust.
 
     Raises:
         SourceUnsupported: `path` is no folder, or holds a path that is too long.
         TreeUnreadable: something in it cannot be read.
-        TreeChanged: it kept changing.
+        TreeChanged: it kept changing; a live one only where files that belong together did.
         ManifestInvalid: it exceeds a limit of manifests.
         StoreError: the content could not take it.
     """
@@ -87,7 +99,8 @@ def import_tree(
         with _open_root(place) as root, Ingest(content) as ingest:
             source = Source(place, root)
             try:
-                return _Pass(source, ingest, Memory(content.key, stat_cache, clock_ns)).run(progress)
+                memory = Memory(content.key, stat_cache, clock_ns)
+                return (_LivePass if live else _Pass)(source, ingest, memory).run(progress)
             except Moved as moved:
                 if last:
                     raise TreeChanged(source.absolute(moved.path)) from None
@@ -104,6 +117,9 @@ def _open_root(place: bytes) -> Beneath:
 class _Pass:
     """One pass over a tree that should hold still."""
 
+    _restless = False
+    """Whether a file that changed while it was read is taken all the same."""
+
     def __init__(self, source: Source, ingest: Ingest, memory: Memory) -> None:
         self._source = source
         self._root = source.root
@@ -116,7 +132,7 @@ class _Pass:
 
     def run(self, progress: Progress | None) -> Imported:
         """Scan, read everything, check that nothing moved, store the manifest."""
-        scan = scan_tree(self._source)
+        scan = self._scan()
         self._meter = Meter(progress, scan.total_bytes)
         return self._ingest.finish(self._entries(scan))
 
@@ -124,17 +140,28 @@ class _Pass:
         """All entries, as they are read; after the last one it is checked that nothing moved."""
         for start in range(0, len(scan.paths), _WINDOW_FILES):
             yield from self._window(scan.paths[start : start + _WINDOW_FILES])
-        check_folders(self._source, scan)
+        self._finish(scan)
         self._meter.finish()
+
+    def _scan(self) -> Scan:
+        return scan_tree(self._source)
+
+    def _finish(self, scan: Scan) -> None:
+        """After the last entry.
+
+        Raises:
+            Moved: the tree is not what was scanned any more.
+        """
+        check_folders(self._source, scan)
 
     def _window(self, paths: list[bytes]) -> Iterator[Entry]:
         """The entries of these paths. The chunks that the stat cache proposes for them are looked up together."""
         seen: list[tuple[bytes, os.stat_result, Remembered | None]] = []
         proposed: set[ChunkId] = set()
         for path in paths:
-            with self._source.blame(path):
-                folder, name = self._root.locate(path)
-                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            status = self._look(path)
+            if status is None:
+                continue
             known = self._memory.propose(status)
             if known is not None:
                 proposed |= known.chunk_ids
@@ -142,7 +169,19 @@ class _Pass:
         missing = self._ingest.missing(proposed) if proposed else set()
         for path, status, known in seen:
             stale = known is not None and missing and not known.chunk_ids.isdisjoint(missing)
-            yield self._entry(path, status, None if stale else known)
+            entry = self._take(path, status, None if stale else known)
+            if entry is not None:
+                yield entry
+
+    def _look(self, path: bytes) -> os.stat_result | None:
+        """The attributes of what is at `path`; None where it is to be left out."""
+        with self._source.blame(path):
+            folder, name = self._root.locate(path)
+            return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+    def _take(self, path: bytes, status: os.stat_result, known: Remembered | None) -> Entry | None:
+        """The entry at `path`; None where it is to be left out."""
+        return self._entry(path, status, known)
 
     def _entry(self, path: bytes, status: os.stat_result, known: Remembered | None) -> Entry:
         kind = _KINDS[stat.S_IFMT(status.st_mode)]
@@ -181,6 +220,7 @@ class _Pass:
                 before = os.fstat(fd)
                 if not stat.S_ISREG(before.st_mode):
                     raise Moved(path)
+                self._prepare(path, fd)
                 read_at_ns = self._memory.clock_ns()
                 windows = self._meter.count(self._windows(path, fd, before))
                 try:
@@ -189,16 +229,24 @@ class _Pass:
                     token = self._images.token(path)
                     with self._source.blame(path):
                         file = Remembered(table, read_xattrs(fd), token or b"")
-                    if looks(os.fstat(fd)) == looks(before):
-                        if token is not None:
-                            self._memory.keep(before, file, read_at_ns)
+                    rested = looks(os.fstat(fd)) == looks(before)
+                    if rested and token is not None:
+                        self._memory.keep(before, file, read_at_ns)
+                    if rested or self._restless:
                         return before, file
                 except ShortRead:
                     pass
             finally:
                 os.close(fd)
             self._meter.done = done
-        raise TreeChanged(self._source.absolute(path))
+        raise self._never_read(path)
+
+    def _prepare(self, path: bytes, fd: int) -> None:
+        """Before a file is read."""
+
+    def _never_read(self, path: bytes) -> Exception:
+        """What to raise for a file that was never the same after it was read as before."""
+        return TreeChanged(self._source.absolute(path))
 
     def _windows(self, path: bytes, fd: int, status: os.stat_result) -> Iterator[Window]:
         with self._source.blame(path):
@@ -230,3 +278,52 @@ class _Pass:
         mode = 0o777 if kind is Kind.SYMLINK else stat.S_IMODE(status.st_mode)
         mode, uid, gid = (self._shared.setdefault(number, number) for number in (mode, status.st_uid, status.st_gid))
         return Entry(path, kind, mode, uid, gid, status.st_mtime_ns, xattrs, table, target, device)
+
+
+class _LivePass(_Pass):
+    """One pass over a tree that is in use."""
+
+    _restless = True
+
+    def __init__(self, source: Source, ingest: Ingest, memory: Memory) -> None:
+        super().__init__(source, ingest, memory)
+        self._folders: set[bytes] = set()
+
+    def _scan(self) -> Scan:
+        return scan_tree(self._source, live=True)
+
+    def _finish(self, scan: Scan) -> None:
+        """Whether names came or went is not asked."""
+
+    def _look(self, path: bytes) -> os.stat_result | None:
+        try:
+            return super()._look(path)
+        except Moved:
+            if not path:
+                raise
+            return None
+
+    def _take(self, path: bytes, status: os.stat_result, known: Remembered | None) -> Entry | None:
+        if path and path.rpartition(b"/")[0] not in self._folders:
+            return None  # its folder was left out, or is none any more
+        try:
+            entry = self._entry(path, status, known)
+        except Moved as moved:
+            if not path or moved.path != path:
+                raise
+            file = status.st_dev, status.st_ino
+            if self._first_names.get(file) == path:  # nothing may be a further name of what is left out
+                del self._first_names[file]
+            return None
+        if entry.kind is Kind.DIRECTORY:
+            self._folders.add(path)
+        return entry
+
+    def _prepare(self, path: bytes, fd: int) -> None:
+        """Engines write images of memory and disks by themselves: nobody has them mapped."""
+        if not is_pages_path(path) and not os.pread(fd, _HEAD_BYTES, 0).startswith(_IMAGES):
+            with self._source.blame(path):
+                write_back(fd)
+
+    def _never_read(self, path: bytes) -> Exception:
+        return Moved(path)

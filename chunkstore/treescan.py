@@ -2,7 +2,10 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from types import TracebackType
 
 from chunkstore.beneath import Beneath
@@ -71,8 +74,11 @@ class Scan:
     folders: dict[bytes, Looks]
 
 
-def scan_tree(source: Source) -> Scan:
+def scan_tree(source: Source, *, live: bool = False) -> Scan:
     """List everything below the root.
+
+    Args:
+        live: names come and go meanwhile; what vanishes need not be listed.
 
     Raises:
         Moved: something vanished meanwhile.
@@ -86,7 +92,7 @@ def scan_tree(source: Source) -> Scan:
     ahead = [b""]
     while ahead:
         folder = ahead.pop()
-        with source.blame(folder):
+        with source.blame(folder), _vanishing(live and folder != b""):
             fd = source.root.folder(folder)
             folders[folder] = looks(os.fstat(fd))
             with os.scandir(fd) as items:
@@ -99,13 +105,30 @@ def scan_tree(source: Source) -> Scan:
                     if item.is_dir(follow_symlinks=False):
                         ahead.append(path)
                     elif item.is_file(follow_symlinks=False):
-                        status = item.stat(follow_symlinks=False)
+                        try:
+                            status = item.stat(follow_symlinks=False)
+                        except OSError as error:
+                            if live and error.errno in _GONE:
+                                continue
+                            raise
                         total += status.st_size
                         if status.st_nlink > 1:
                             linked[status.st_dev, status.st_ino] = status.st_size
                             total -= status.st_size
     paths.sort()
+    if live:  # a folder that changes while it is listed may tell a name twice
+        paths = [path for path, _ in groupby(paths)]
     return Scan(paths, total + sum(linked.values()), folders)
+
+
+@contextmanager
+def _vanishing(allowed: bool) -> Iterator[None]:
+    """Something may vanish meanwhile, where that is allowed: what was under way with it ends."""
+    try:
+        yield
+    except OSError as error:
+        if not allowed or error.errno not in _GONE:
+            raise
 
 
 def check_folders(source: Source, scan: Scan) -> None:

@@ -93,13 +93,14 @@ class SourceImages:
         """Import the folder as it is now.
 
         Args:
+            final: the app does not run any more: the folder must rest. Before, files may come, change and go.
             progress: called with bytes done and in total; may raise to cancel.
 
         Raises:
             StoreError: it cannot be read, does not rest, or the disk is full.
             Refused: it has too many files.
         """
-        imported = import_tree(self.vault, self._state, progress=progress, stat_cache=self._cache)
+        imported = import_tree(self.vault, self._state, progress=progress, stat_cache=self._cache, live=not final)
         if len(imported.manifest_chunks) > MAX_MANIFEST_CHUNKS:
             raise Refused("the instance layer has too many files to be moved")
         lengths = {name: len(data) for name, data in self.vault.read(imported.manifest_chunks)}

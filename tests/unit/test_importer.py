@@ -1,9 +1,15 @@
 """A folder has one layer, wherever it lies; it is read once; and what moves while it is read is told."""
 
+import contextlib
+import mmap
 import os
+import random
+import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,6 +246,131 @@ def test_a_tree_that_never_rests_is_an_error(source: Path) -> None:
     write(source / "large", b"x" * (5 << 20))
     with pytest.raises(TreeChanged, match="source/dir kept changing"):
         import_tree(MemoryContent(), source, progress=Calls(lambda call: (source / f"dir/{call}").touch()))
+
+
+def test_a_live_import_takes_a_file_that_grows_as_it_was_read(source: Path) -> None:
+    write(source / "large", b"x" * (5 << 20))
+    content, cache = MemoryContent(), Cache()
+
+    def append(call: int) -> None:
+        with (source / "large").open("ab") as file:
+            file.write(b"more")
+
+    imported = import_tree(content, source, progress=Calls(append), stat_cache=cache, live=True)
+    entry = imported.manifest.find(b"large")
+    assert entry is not None and entry.size == 5 << 20
+    grown = import_tree(content, source, stat_cache=cache).manifest.find(b"large")
+    assert grown is not None and grown.size > 5 << 20  # nothing was believed of it
+
+
+def test_a_live_import_leaves_out_what_vanishes(source: Path) -> None:
+    write(source / "a-large", b"x" * (5 << 20))
+    (source / "folder/deep").mkdir(parents=True)
+    (source / "folder/deep/file").write_text("x")
+    (source / "swapped").mkdir()
+    (source / "swapped/file").write_text("x")
+    (source / "zz").write_text("x")
+    os.link(source / "zz", source / "zzz")
+
+    def change(call: int) -> None:
+        if call == 1:
+            (source / "dir/in").unlink()
+            (source / "dir/new").touch()
+            shutil.rmtree(source / "folder")
+            (source / "swapped").rename(source / "elsewhere")
+            (source / "swapped").touch()
+            (source / "zz").unlink()
+
+    imported = import_tree(MemoryContent(), source, progress=Calls(change), live=True)
+    paths = {entry.path for entry in imported.manifest.entries}
+    assert {b"a-large", b"dir", b"swapped", b"big", b"again", b"zzz"} <= paths
+    assert not {b"dir/in", b"dir/new", b"folder/deep/file", b"zz"} & paths
+    kept = imported.manifest.find(b"zzz")
+    assert kept is not None and kept.kind is Kind.REGULAR
+
+
+def test_a_live_import_leaves_out_a_file_that_shrinks_again_and_again(source: Path) -> None:
+    write(source / "large", b"x" * (5 << 20))
+
+    def shrink(call: int) -> None:
+        os.truncate(source / "large", (source / "large").stat().st_size - 1)
+
+    imported = import_tree(MemoryContent(), source, progress=Calls(shrink), live=True)
+    assert imported.manifest.find(b"large") is None
+    assert imported.manifest.find(b"dir/in") is not None
+
+
+def test_a_live_import_of_a_tree_that_is_gone_is_an_error(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(TreeUnreadable):
+        import_tree(MemoryContent(), tmp_path / "not", live=True)
+
+
+def test_a_live_import_of_a_tree_at_rest_is_the_same(source: Path) -> None:
+    assert import_tree(MemoryContent(), source, live=True).layer_id == import_tree(MemoryContent(), source).layer_id
+
+
+def test_what_is_stored_through_a_mapping_is_seen_by_the_next_import(source: Path) -> None:
+    """The times of a file say nothing of stores into pages that are dirty already: a live import has them cleaned."""
+    content, cache = MemoryContent(), Cache()
+    (source / "mapped").write_bytes(bytes(8192))
+    with (source / "mapped").open("r+b") as file, mmap.mmap(file.fileno(), 8192) as mapped:
+        mapped.flush()
+        seen = (source / "mapped").stat().st_mtime_ns
+        time.sleep(0.02)
+        mapped[0] = 1
+        if (source / "mapped").stat().st_mtime_ns == seen:
+            pytest.skip("this file system writes nothing back")
+        os.utime(source / "mapped", ns=(0, 10**18))  # dirty, and old by its times
+        later = lambda: time.time_ns() + 10**10  # noqa: E731
+        import_tree(content, source, stat_cache=cache, live=True, clock_ns=later)
+        assert cache.cached((source / "mapped").stat().st_dev, (source / "mapped").stat().st_ino) is not None
+        mapped[0] = 2
+        entry = import_tree(content, source, stat_cache=cache).manifest.find(b"mapped")
+    assert entry is not None
+    told = b"".join(bytes(content.chunks[e.chunk]) for e in entry.extents if e.chunk is not None)
+    assert told[:1] == b"\2"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_live_import_of_a_busy_tree_is_always_a_tree(tmp_path: Path, seed: int) -> None:
+    """Files and folders come, change, swap and go while it is read; what comes out can be checked out."""
+    rng = random.Random(seed)
+    root = tmp_path / "busy"
+    root.mkdir()
+    names = ["a", "b", "c/a", "c/b", "c/d/a", "c/d/e/f", "g/h"]
+
+    def disturb() -> None:
+        path = root / rng.choice(names)
+        with contextlib.suppress(OSError):
+            match rng.randrange(6):
+                case 0:
+                    shutil.rmtree(root / rng.choice(["c", "c/d", "g"]))
+                case 1:
+                    path.unlink()
+                case 2:
+                    path.rename(root / rng.choice(names))
+                case 3:
+                    os.link(path, root / rng.choice(names))
+                case _:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(rng.randbytes(rng.randrange(20_000)))
+
+    for _ in range(100):
+        disturb()
+    real = os.stat
+    content, cache = MemoryContent(), Cache()
+
+    def stat_and_disturb(*args: Any, **kwargs: Any) -> os.stat_result:
+        found = real(*args, **kwargs)
+        if "dir_fd" in kwargs:
+            disturb()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", stat_and_disturb)
+        for _ in range(30):
+            imported = import_tree(content, root, stat_cache=cache, live=True)
+            assert load(content, imported.manifest_chunks, imported.layer_id).entries[0].path == b""
 
 
 def test_a_folder_swapped_for_a_symlink_is_not_followed(source: Path, tmp_path: Path) -> None:
