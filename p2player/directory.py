@@ -147,12 +147,16 @@ class Directory:
             NotFound: no such backend or layer.
             Refused: the name is taken, or the backend does not run here.
         """
-        if any(row.name == name for _, row in self._everywhere().values()):
-            raise errors.Refused(f"an app {name} exists already")
+        self.check_name(name)
         base_id, app_id = await self._layers.resolve(base), await self._layers.resolve(app)
         record = await self._apps.create(name, backend, base_id, app_id, config)
         await self._presence.publish()
         return self._row(self._mesh.me, self._row_of(record.id))
+
+    def check_name(self, name: str) -> None:
+        """Refuse the name of an app that the mesh has."""
+        if any(row.name == name for _, row in self._everywhere().values()):
+            raise errors.Refused(f"an app {name} exists already")
 
     def _row_of(self, app_id: str) -> AppRow:
         return next(row for row in self.inventory_rows() if row.id == app_id)

@@ -6,19 +6,24 @@ few threads for this, so that one that hangs takes none from the others.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import trio
 
-from backends.base import Backend, Probe
+from backends.base import Adopter, Backend, Probe
 from backends.errors import BackendError
-from p2player.errors import Usage
+from p2player.errors import Refused, Usage
 
 ANSWER_S = 10.0
 THREADS = 4
 MAX_MISMATCHES = 16
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class AdoptingBackend(Adopter, Backend, Protocol):
+    """A backend whose engine may have instances of its own."""
 
 
 class Engines:
@@ -46,6 +51,18 @@ class Engines:
         backend = self._backends.get(name)
         if backend is None:
             raise Usage(f"unknown backend {name!r}; known: {', '.join(self._backends)}")
+        return backend
+
+    def adopter(self, name: str) -> AdoptingBackend:
+        """The backend of that name, to adopt an instance of its engine.
+
+        Raises:
+            Usage: there is none.
+            Refused: its instances do not exist before it.
+        """
+        backend = self.get(name)
+        if not isinstance(backend, AdoptingBackend):
+            raise Refused(f"there is nothing to adopt: backend {name} has no instances that exist before it")
         return backend
 
     async def probe(self, name: str) -> Probe | None:

@@ -95,7 +95,7 @@ class Layers(LayerListing):
         """
         started = time.monotonic()
         checked: Kind = "base" if kind == "base" else "app"
-        self._check_owner(name, takeover)
+        self.check_owner(name, takeover=takeover)
         seen, record = await trio.to_thread.run_sync(_look, self._store, path)
         if record is None:
             importer = await trio.to_thread.run_sync(_importer_for, path, self._store)
@@ -138,8 +138,12 @@ class Layers(LayerListing):
         self._events.emit("layer.added", id=record.id.hex(), name=name, size=record.size)
         self._log.info("layer added", name=name, layer=record.id.hex()[:16], bytes=record.size)
 
-    def _check_owner(self, name: str, takeover: bool) -> None:
-        """Refuse a name before anything is read for it."""
+    def check_owner(self, name: str, *, takeover: bool = False) -> None:
+        """Refuse a name before anything is read for it.
+
+        Raises:
+            Refused: another node owns it.
+        """
         entry = self._ledger.catalog().get(name)
         if entry is not None and entry.owner != self._mesh.me and not takeover:
             raise self._name_taken(NameTaken(name, entry.owner))

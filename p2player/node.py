@@ -30,6 +30,7 @@ from gossip.state import GossipState
 from gossip.table import Change, MemberChanged
 from p2player import __version__, errors, listening
 from p2player.addresses import Address
+from p2player.adoption import Adoption
 from p2player.apprecord import AppRecord
 from p2player.apps import AppEvent, Apps
 from p2player.appstate import AppState
@@ -90,6 +91,7 @@ class Node:
         self.apps: Apps
         self.layers: Layers
         self.directory: Directory
+        self.adoption: Adoption
         self.migrations: Migrations
         self.warmer: Warmer
         self.upkeep: Upkeep
@@ -228,6 +230,7 @@ class Node:
             on_record=self._on_record,
         )
         self.directory = Directory(self.apps, ledger, layers, pool, mesh, presence, self.migrations.recover)
+        self.adoption = Adoption(self.apps, layers, self.directory, self.state.adopting, log)
         self.upkeep = Upkeep(
             store,
             ledger,
@@ -238,7 +241,8 @@ class Node:
             root=self.state.store,
             high=settings.store_high_watermark,
             low=settings.store_low_watermark,
-            in_use=self.apps.layers_in_use,
+            in_use=self._layers_in_use,
+            may_sweep=lambda: not self.apps.damaged,
         )
         self.warmer = Warmer(
             ledger,
@@ -275,7 +279,8 @@ class Node:
         return self.directory.claims(app_id)
 
     def _layers_in_use(self) -> set[LayerId]:
-        return self.apps.layers_in_use()
+        """What apps of this node run on, or are about to: here, on their way here, or being taken apart."""
+        return self.apps.layers_in_use() | self.migrations.layers_in_use() | self.adoption.layers_in_use()
 
     # What parts tell
 
@@ -370,6 +375,7 @@ class Node:
         """Be part of the mesh while the block runs: apps adopted, peers served, interrupted migrations resumed."""
         async with self._open(ports) as nursery:
             await self.apps.adopt_all()
+            await self.adoption.tidy()
             nursery.start_soon(self.pool.listen, trio.SocketListener(trio.socket.from_stdlib_socket(ports.tcp)))
             await nursery.start(self._gossip.run)
             self._gossip.join([(str(row["host"]), int(row["port"])) for row in self.identity.members])

@@ -14,6 +14,7 @@ version does not know is refused, never guessed.
     store/            chunks and layers
     gossip/           what this node remembers of the mesh
     apps/ migrations/ checkouts/
+    adopting/         what engines take apart, while they do (see `p2player.adoption`)
 
 The folder is made with mode 0700. A mode that the operator changed afterwards stays as it is: that is how a group is
 let at the control socket.
@@ -130,6 +131,11 @@ class StateDir:
     def apps(self) -> Path:
         """One folder an application."""
         return self.root / "apps"
+
+    @property
+    def adopting(self) -> Path:
+        """One folder an instance that is being adopted."""
+        return self.root / "adopting"
 
     @property
     def migrations(self) -> Path:

@@ -82,6 +82,8 @@ class Upkeep:
     Args:
         high, low: how full the file system may be, as parts of it; above the first, gc evicts down to the second.
         in_use: layers that this node's apps refer to.
+        may_sweep: whether all layers in use are known; else no checked-out tree is removed, since what runs on it may
+            not be in the books.
         disk: what tells how full the file system of `root` is.
         wall: the store's clock, seconds since the epoch.
     """
@@ -99,6 +101,7 @@ class Upkeep:
         high: float,
         low: float,
         in_use: Callable[[], set[LayerId]],
+        may_sweep: Callable[[], bool] = lambda: True,
         disk: Callable[[Path], Disk] = disk_of,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -111,6 +114,7 @@ class Upkeep:
         self._root = root
         self._high, self._low = high, low
         self._in_use = in_use
+        self._may_sweep = may_sweep
         self._disk = disk
         self._wall = wall
         self._alone = trio.Lock()
@@ -169,7 +173,7 @@ class Upkeep:
         Returns:
             `{freed_bytes, chunks, evicted: [{id, name}], trees}`; `trees` counts checkouts.
         """
-        trees = await self._layers.sweep_trees(TREE_RECENT_S)
+        trees = await self._sweep(TREE_RECENT_S)
         report = await self._collect(operation.thread_progress("collecting"))
         return {
             "freed_bytes": report.freed_bytes,
@@ -186,17 +190,24 @@ class Upkeep:
             now = time.monotonic()
             if now - swept_s >= SWEEP_S:
                 swept_s = now
-                await self._layers.sweep_trees(TREE_IDLE_S)
+                await self._sweep(TREE_IDLE_S)
             if is_due(await self._used(), self._high, last, now):
                 await self._collect_by_itself()
                 last = Round(now, await self._used())
             with trio.move_on_after(CHECK_S):
                 await self._layers.wait_fetched()
 
+    async def _sweep(self, idle_s: float) -> int:
+        """Remove checked-out trees that nothing uses; how many."""
+        if not self._may_sweep():
+            self._log.warning("no checkout is removed: the record of an app cannot be read")
+            return 0
+        return await self._layers.sweep_trees(idle_s)
+
     async def _collect_by_itself(self) -> None:
         self._log.info("the disk is nearly full: collecting", high_watermark=self._high)
         try:
-            await self._layers.sweep_trees(TREE_RECENT_S)
+            await self._sweep(TREE_RECENT_S)
             await self._collect(_heed_cancellation, spare_used_since=self._wall() - LAYER_RECENT_S)
         except (StoreError, OSError) as error:
             self._log.error("the store could not be collected", reason=str(error))

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from p2player.cli import output, parse
-from p2player.cli.context import F, Group, Session, json_option, pass_session
+from p2player.cli.context import Group, Session, json_option, pass_session
 from p2player.cli.output import field, short_id
 from p2player.errors import Failed, NotFound, Usage
 
@@ -65,21 +65,16 @@ def app() -> None:
     """
 
 
-def _made_of(function: F) -> F:
-    """What `create` and `adopt` say about the application."""
-    for option in (
-        click.option("--config", metavar="FILE", callback=parse.absolute, help="Its settings, TOML."),
-        click.option("--app", "app_layer", metavar="LAYER", required=True, help="The layer with the application."),
-        click.option("--base", metavar="LAYER", required=True, help="The layer that it runs on."),
-        click.option("--backend", metavar="B", required=True, help="What runs it: see `p2player backends`."),
-    ):
-        function = option(function)
-    return function
+_backend = click.option("--backend", metavar="B", required=True, help="What runs it: see `p2player backends`.")
+_config = click.option("--config", metavar="FILE", callback=parse.absolute, help="Its settings, TOML.")
 
 
 @app.command()
 @click.argument("name", metavar="APP")
-@_made_of
+@_backend
+@click.option("--base", metavar="LAYER", required=True, help="The layer that it runs on.")
+@click.option("--app", "app_layer", metavar="LAYER", required=True, help="The layer with the application.")
+@_config
 @json_option
 @pass_session
 def create(
@@ -101,7 +96,7 @@ def create(
       p2player app create game --backend process --base debian-12 --app game --config game.toml
       p2player app start game
     """
-    body = _body(name, backend, base, app_layer, config)
+    body = {"name": name, "backend": backend, "base": base, "app": app_layer, "config": _text(config)}
     row = session.client.request("POST", "/v1/apps", body).document
     _show_one(row, as_json, f"created {name}, id {row.get('id')}")
 
@@ -167,25 +162,45 @@ def recover(session: Session, ref: str, force: bool, as_json: bool) -> None:
 
 @app.command()
 @click.argument("name", metavar="APP")
-@click.option("--instance", metavar="ID", help="What the backend calls it, if not APP.")
-@_made_of
+@_backend
+@click.option("--instance", metavar="ID", help="What the backend's engine calls it, if not APP.")
+@click.option("--base", metavar="LAYER", help="The layer that it was made from; else APP-base is made of it.")
+@click.option("--app-name", metavar="NAME", help="What the layer with the rest is to be called, if not APP.")
+@_config
+@json_option
 @pass_session
 def adopt(
     session: Session,
     name: str,
-    instance: str | None,
     backend: str,
-    base: str,
-    app_layer: str,
+    instance: str | None,
+    base: str | None,
+    app_name: str | None,
     config: Path | None,
+    as_json: bool,
 ) -> None:
-    """Take over an instance that p2player did not start.
+    """Make an application of an instance that an engine has.
 
-    For backends whose instances exist before p2player knows them; refused by those that have none.
+    The instance must be stopped; it is taken apart into a base layer and
+    an application layer, and stays as it is. Refused by backends whose
+    instances do not exist before p2player makes them.
+
+    \b
+    Examples:
+      p2player app adopt shop --backend lxd --instance shop-1
+      p2player app adopt shop --backend lxd --base debian-12 --app-name shop-7
     """
-    body = {**_body(name, backend, base, app_layer, config), "instance": instance or name}
-    session.client.request("POST", "/v1/apps/adopt", body)
-    output.line(f"adopted {name}")
+    body = {
+        "name": name,
+        "backend": backend,
+        "instance": instance,
+        "base": base,
+        "app_name": app_name,
+        "config": _text(config),
+    }
+    wish = {key: value for key, value in body.items() if value is not None}
+    row = session.work(f"adopting {name}", "POST", _path("adopt"), wish, quiet=as_json)
+    _show_one(row, as_json, f"adopted {name}, id {row.get('id')}")
 
 
 def _path(*parts: str) -> str:
@@ -194,9 +209,8 @@ def _path(*parts: str) -> str:
     return path("v1", "apps", *parts)
 
 
-def _body(name: str, backend: str, base: str, app_layer: str, config: Path | None) -> dict[str, Any]:
-    text = None if config is None else _read(config)
-    return {"name": name, "backend": backend, "base": base, "app": app_layer, "config": text}
+def _text(config: Path | None) -> str | None:
+    return None if config is None else _read(config)
 
 
 def _read(path: Path) -> str:

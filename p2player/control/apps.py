@@ -1,9 +1,11 @@
-"""`/v1/apps` and `/v1/backends`: create, start, stop, read the log of and remove applications."""
+"""`/v1/apps` and `/v1/backends`: create, adopt, start, stop, read the log of and remove applications."""
+
+from typing import Any
 
 from starlette.responses import Response
 
-from p2player import errors
-from p2player.control.endpoint import Call, Endpoint, Field, answer
+from p2player.control.endpoint import Call, Endpoint, Field, accepted, answer
+from p2player.operations import Operation
 
 
 async def _list(call: Call) -> Response:
@@ -39,7 +41,22 @@ async def _remove(call: Call) -> Response:
 
 
 async def _adopt(call: Call) -> Response:
-    raise errors.Refused("there is nothing to adopt: this version knows no backend whose instances exist before it")
+    body, adoption = call.body, call.node.adoption
+    call.node.apps.engines.adopter(body["backend"])  # what is refused anyway needs no operation
+
+    async def work(operation: Operation) -> dict[str, Any]:
+        return await adoption.adopt(
+            body["name"],
+            backend=body["backend"],
+            instance=body.get("instance", body["name"]),
+            base=body.get("base"),
+            layer_name=body.get("app_name"),
+            config=body.get("config"),
+            operation=operation,
+        )
+
+    operation = call.node.operations.start("app.adopt", work)
+    return accepted(operation.row(), f"/v1/operations/{operation.id}")
 
 
 async def _backends(call: Call) -> Response:
@@ -66,16 +83,18 @@ ENDPOINTS = (
     Endpoint(
         "POST",
         "/v1/apps/adopt",
-        "Take over an existing instance (not in this version)",
+        "Make an app of an instance that an engine has, which is taken apart into layers",
         _adopt,
         (
-            Field("name", str, "the app's name in the mesh"),
-            Field("backend", str, "whose instance it is"),
-            Field("base", str, "a layer"),
-            Field("app", str, "a layer"),
-            Field("config", str, "the text of the app's TOML file"),
-            Field("instance", str, "what the engine calls it"),
+            Field("name", str, "the app's name in the mesh", required=True),
+            Field("backend", str, "whose instance it is", required=True),
+            Field("instance", str, "what the engine calls it; the app's name if left out"),
+            Field("base", str, "the layer that it was made from; one is made if left out"),
+            Field("app_name", str, "the name of the layer with the rest; the app's name if left out"),
+            Field("config", str, "the text of the app's TOML file; what the engine tells if left out"),
         ),
+        202,
+        "the operation; its result is the app's row",
     ),
     Endpoint("POST", "/v1/apps/{ref}/start", "Start an app", _start),
     Endpoint("POST", "/v1/apps/{ref}/stop", "Stop an app, keeping its state", _stop),

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import trio
 
+from chunkstore.digest import LayerId
 from gossip.messages import NodeId
 from p2player import errors
 from p2player.apprecord import AppRecord
@@ -39,6 +40,7 @@ from p2player.migration.remote import Remote, serve
 from p2player.migration.revival import revive_all
 from p2player.migration.seams import Claims, Locate
 from p2player.net.connection import Handler, Incoming
+from p2player.proto.handoff.destination import DestinationMachine
 from p2player.proto.handoff.machine import HandoffConfig
 from p2player.proto.handoff.messages import Mode
 from p2player.proto.handoff.source import SourceMachine
@@ -164,6 +166,15 @@ class Migrations:
         if app_id in self._commands.starting:
             return True
         return any(each.machine.holds for each in self._register.of_app(app_id))
+
+    def layers_in_use(self) -> set[LayerId]:
+        """Layers of apps that are on their way here: their trees must last from the first pull on."""
+        offers = [
+            each.machine.offer
+            for each in self._register.all()
+            if isinstance(each.machine, DestinationMachine) and not each.machine.settled
+        ]
+        return {LayerId(layer) for offer in offers if offer is not None for layer in (offer.base, offer.app)}
 
     async def row(self, migration: str, *, wait_s: float = 0.0) -> dict[str, Any]:
         """One row; with `wait_s`, as soon as it has changed or that time is over.

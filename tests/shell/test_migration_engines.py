@@ -185,6 +185,24 @@ async def test_a_port_that_is_taken_there_is_named(
             assert (await a.migrations.plan("game", "b"))["refusals"] == []
 
 
+async def test_layers_are_in_use_before_their_app_is_here(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        await begin(mesh)
+        seen = []
+        b = mesh["b"]
+        pull = b.pull_layer
+
+        async def watched(*args: Any, **kwargs: Any) -> Any:
+            seen.append((b.migrations.layers_in_use(), b.apps.layers_in_use()))
+            return await pull(*args, **kwargs)
+
+        b.pull_layer = watched  # type: ignore[method-assign]
+        assert (await move(mesh))["state"] == "done"
+        assert seen == [({BASE, APP}, set())] * 2
+        assert b.migrations.layers_in_use() == set()
+        assert b.apps.layers_in_use() == {BASE, APP}
+
+
 async def test_a_neighbouring_version_knows_no_facts(
     tmp_path: Path, jump: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,10 +260,25 @@ def test_a_settings_file_that_cannot_be_used_is_refused(
 
 def test_adopting_is_refused_with_the_reason(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     node.answers["POST /v1/apps/adopt"] = problem(409, "refused", "there is nothing to adopt")
-    made = ["--backend", "lxd", "--base", "b", "--app", "a", "--instance", "c1"]
-    assert execute(["app", "adopt", "game", *made]) == 5
+    assert execute(["app", "adopt", "game", "--backend", "lxd", "--instance", "c1"]) == 5
     assert "nothing to adopt" in error_line(capsys)
-    assert node.requests[0].body["instance"] == "c1"
+    assert node.requests[0].body == {"name": "game", "backend": "lxd", "instance": "c1"}
+
+
+def test_adopting_is_long_work_that_ends_with_the_apps_row(
+    node: FakeNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "game.toml").write_text("[lxd]\n")
+    row = {"name": "game", "id": "ab" * 16, "state": "stopped"}
+    node.answers["POST /v1/apps/adopt"] = accepted("/v1/operations/op1")
+    node.answers["GET /v1/operations/op1"] = operation("done", row)
+    asked = ["--backend", "lxd", "--base", "debian", "--app-name", "g", "--config", str(tmp_path / "game.toml")]
+    assert execute(["app", "adopt", "game", *asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == row
+    body = {"name": "game", "backend": "lxd", "base": "debian", "app_name": "g", "config": "[lxd]\n"}
+    assert node.requests[0].body == body
+    assert execute(["app", "adopt", "game", *asked]) == 0
+    assert capsys.readouterr().out == f"adopted game, id {'ab' * 16}\n"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ NEED_A_NODE = [
     "status", "peers", "layers", "apps", "migrations", "backends", "leave", "node revoke x", "authority grant x",
     "layer add x --name x", "layer pull x", "layer checkout x y", "layer rm x", "layer pin x", "layer unpin x",
     "layer diff a b", "app create x --backend p --base b --app a", "app start x", "app stop x", "app rm x",
-    "app logs x", "app recover x", "app adopt x --backend p --base b --app a", "plan x --to y", "migrate x --to y",
+    "app logs x", "app recover x", "app adopt x --backend p", "plan x --to y", "migrate x --to y",
     "migrations cancel x", "warm x --to y", "warm --auto on", "store stats", "store verify", "store gc", "top",
     "events", "invite",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from chunkstore.digest import LayerId
+from p2player.operations import Operation
 from p2player.upkeep import LAYER_RECENT_S, PAUSE_S, Round, is_due
 from tests.support.content import Clock, add_each, make_chunks, put_layer
 from tests.support.layerroom import Room, room
@@ -118,3 +119,18 @@ async def test_a_disk_that_fails_does_not_stop_the_node(
     monkeypatch.setattr(here.store, "collect", fail)
     assert await looked_at(here) == set(layers)
     assert here.asked.asked.count("collect") == 1
+
+
+async def test_no_tree_goes_while_an_app_cannot_be_read(here: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[float] = []
+
+    async def sweep(idle_s: float) -> int:
+        swept.append(idle_s)
+        return 1
+
+    monkeypatch.setattr(here.layers, "sweep_trees", sweep)
+    monkeypatch.setattr(here.upkeep, "_may_sweep", lambda: False)
+    assert (await here.upkeep.collect(Operation("gc")))["trees"] == 0
+    assert swept == []
+    monkeypatch.setattr(here.upkeep, "_may_sweep", lambda: True)
+    assert (await here.upkeep.collect(Operation("gc")))["trees"] == 1
