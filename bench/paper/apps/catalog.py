@@ -25,8 +25,10 @@ class Application:
         ports: TCP ports that it listens on, the probe's first (which is also one of UDP).
         packages: Debian packages of the application layer, which bring what they depend on.
         without: of what they depend on, what no program of the application loads.
+        prepare: command line that is run once, when the layer is made: generates the application's data.
         programs: command lines that the first process starts and watches.
         modules: files of `inside/` that the layer holds.
+            Names that begin with `make_` are there for `prepare` only.
         memory: full of random pages, of a size that the caller chooses.
     """
 
@@ -37,6 +39,7 @@ class Application:
     ports: tuple[int, ...] = (PROBE_PORT,)
     packages: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    prepare: str = ""
     programs: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     memory: bool = False
@@ -68,6 +71,35 @@ def _table(*rows: Application) -> Mapping[str, Application]:
 
 APPLICATIONS = _table(
     Application("none", "No Application"),
+    Application(
+        "game",
+        "Game Server",
+        ports=(PROBE_PORT, GAME_PORT),
+        packages=("bzflag-server",),
+        programs=(f"/usr/games/bzfs -p {GAME_PORT} -ms 1 -mp 16 -sa -density 2",),
+    ),
     Application("ram", "High RAM App", 96, modules=("memory.py",), memory=True),
     Application("ram-rewriting", "High RAM App, rewriting", 96, modules=("memory.py",), memory=True),
+    Application(
+        "video",
+        "Video Streaming",
+        192,
+        ports=(PROBE_PORT, HTTP_PORT),
+        packages=("ffmpeg", "nginx-light"),
+        without=_NO_SCREEN,
+        prepare="sh /opt/p2p/make_clip.sh /opt/p2p/clip.mp4",
+        programs=("/bin/sh /opt/p2p/stream.sh", "/usr/sbin/nginx -c /opt/p2p/nginx.conf"),
+        modules=("stream.sh", "nginx.conf", "make_clip.sh"),
+    ),
+    Application(
+        "face",
+        "Face Detection",
+        384,
+        ports=(PROBE_PORT, FACE_PORT),
+        packages=("python3-opencv", "opencv-data"),
+        without=_NO_SCREEN,
+        prepare="/usr/bin/python3 -B /opt/p2p/make_faces.py /opt/p2p/faces.avi",
+        programs=("/usr/bin/python3 -B /opt/p2p/faces.py",),
+        modules=("faces.py", "make_faces.py"),
+    ),
 )

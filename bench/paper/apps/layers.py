@@ -57,20 +57,22 @@ def app_layer(
     """
     application = APPLICATIONS[key]
     settings = settings_of(application, ram_mb, rewrite_bytes_s)
-    recipe = f"{_sources()}\n{application}\n{settings}"
+    sources = _sources(*(f"inside/{name}" for name in application.modules))
+    recipe = f"{sources}\n{application}\n{settings}"
     variant = f"{key}-{ram_mb}mb-{rewrite_bytes_s}" if application.memory else key
     base = base_layer(workshop, "container") / "rootfs"
 
     def build(folder: Path) -> None:
         upper = folder / "rootfs"
-        if application.packages:
-            packages.install(workshop, base, application.packages, application.without, upper)
         place = upper / roots.PLACE
         place.mkdir(parents=True)
         for module in application.modules:
             shutil.copyfile(roots.INSIDE / module, place / module)
-            (place / module).chmod(0o755 if module.endswith(".sh") else 0o644)
         (place / "settings").write_text(settings)
+        if application.packages:
+            packages.install(workshop, base, application.packages, application.without, application.prepare, upper)
+            for path in place.glob("make_*"):
+                path.unlink()
         packages.date(upper)
 
     tree = workshop.ingredient(_name(variant, "container", recipe), build)
@@ -97,11 +99,11 @@ def _base_tree(workshop: Workshop, folder: Path) -> None:
     packages.date(folder)
 
 
-def _sources() -> str:
+def _sources(*more: str) -> str:
     """A digest of what layers are made from, but for the packages."""
     digest = hashlib.blake2b(digest_size=16)
     here = Path(__file__).parent
-    for name in ("roots.py", "packages.py", "guest.py", "disks.py", "inside/main.py"):
+    for name in ("roots.py", "packages.py", "guest.py", "disks.py", "inside/main.py", *more):
         digest.update((here / name).read_bytes())
     return digest.hexdigest()
 

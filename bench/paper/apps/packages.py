@@ -36,6 +36,7 @@ PASSING = (
 """What differs from one installation to the next, or is of use only to a later one."""
 
 _POLICY = "usr/sbin/policy-rc.d"
+_DPKG = ("--force-depends", "--force-unsafe-io")
 _INSTALL = """set -e
 root=$1 debs=$2
 mount -t overlay overlay -o "$3" "$root"
@@ -46,34 +47,44 @@ mkdir "$root/tmp/debs"
 mount --bind "$debs" "$root/tmp/debs"
 shift 3
 exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \\
-    SOURCE_DATE_EPOCH=1700000000 PYTHONHASHSEED=0 sh -c 'dpkg "$@" --install /tmp/debs/*.deb' sh "$@"
+    SOURCE_DATE_EPOCH=1700000000 PYTHONHASHSEED=0 sh -c '
+    prepare=$1
+    shift
+    dpkg "$@" --install /tmp/debs/*.deb || exit
+    exec $prepare
+    ' sh "$@"
 """
 
 
-def install(workshop: Workshop, base: Path, packages: Sequence[str], without: Sequence[str], upper: Path) -> None:
+def install(
+    workshop: Workshop, base: Path, packages: Sequence[str], without: Sequence[str], prepare: str, upper: Path
+) -> None:
     """Install packages and what they depend on over the tree `base`; the difference comes to lie in `upper`.
 
     Args:
-        upper: does not exist yet.
         without: packages that are left out although others depend on them.
+        prepare: command line to run there afterwards, if any.
+        upper: holds files that lie there already, or does not exist.
     """
     contained.need_root("packages are installed in an overlay")
     contained.need("dpkg", "chroot", "mount")
     scratch = workshop.scratch("install")
     try:
         debs, work, root, made = (scratch / name for name in ("debs", "work", "root", "upper"))
-        for folder in (debs, work, root, made):
+        for folder in (debs, work, root):
             folder.mkdir()
+        if upper.exists():
+            upper.rename(made)
         Archive.of(workshop, SUITE).fetch(packages, base / "var/lib/dpkg/status", debs, without)
         policy = made / _POLICY
-        policy.parent.mkdir(parents=True)
+        policy.parent.mkdir(parents=True, exist_ok=True)
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
         options = f"lowerdir={base},upperdir={made},workdir={work}"
         excluded = [f"--path-exclude=/usr/share/{name}/*" for name in UNUSED]
         log = workshop.path / "install.log"
         log.unlink(missing_ok=True)
-        command = ["sh", "-c", _INSTALL, "sh", str(root), str(debs), options, "--force-depends", "--force-unsafe-io"]
+        command = ["sh", "-c", _INSTALL, "sh", str(root), str(debs), options, prepare, *_DPKG]
         if contained.run([*command, *excluded], log) != 0:
             raise Unavailable(f"installing {' '.join(packages)} failed: {contained.tail(log)}")
         policy.unlink()

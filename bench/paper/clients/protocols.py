@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Callable, Mapping
 
+from bench.paper.clients import game
 from bench.paper.clients.record import Record
 
 Channel = Callable[[str, Record, threading.Event], None]
 """Uses the application at an address until told to end, and writes down what comes back."""
 
-PROTOCOLS: Mapping[str, Channel] = {}
+PROTOCOLS: Mapping[str, Channel] = {"game": game.use}
