@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from backends.base import Adopted, AppLayout, Probe
 from backends.errors import BackendError
 from chunkstore.manifest import load
+from p2player import listing
 from p2player.adoption import Adoption
 from p2player.apps import Apps
 from p2player.directory import Directory
@@ -124,7 +124,9 @@ async def test_what_cannot_work_is_refused_before_anything_is_read(
     assert not site.folder.exists()
 
 
-async def test_a_base_that_the_mesh_does_not_have(site: Site, autojump_clock: MockClock) -> None:
+async def test_a_base_that_the_mesh_does_not_have(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "ASK_PEERS_S", 0.01)
+    monkeypatch.setattr(listing, "ASK_AGAIN_S", 0.01)
     with pytest.raises(NotFound, match="nothing"):
         await site.adopt(base="nothing")
     assert site.engine.into == []
