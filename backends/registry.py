@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from backends.absent import AbsentBackend
 from backends.base import Backend, Capabilities, EngineSettings
+from backends.libvirt.backend import LibvirtBackend
 from backends.process import ProcessBackend
 
 _MEMORY = Capabilities(live=True, cooperative=False, leave_running=True, root=True)
@@ -20,6 +21,6 @@ def builtin(settings: EngineSettings | None = None, *, healthy_after_s: float = 
         ProcessBackend(healthy_after_s=healthy_after_s),
         AbsentBackend("runc", _MEMORY, [("runc", "--version")]),
         AbsentBackend("lxd", _MEMORY, [("lxd", "--version"), ("lxc", "--version")]),
-        AbsentBackend("libvirt", _MEMORY, [("libvirtd", "--version"), ("virsh", "--version")]),
+        LibvirtBackend(settings, healthy_after_s=healthy_after_s),
     )
     return {backend.name: backend for backend in backends}

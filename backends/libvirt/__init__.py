@@ -1,0 +1,18 @@
+"""The backend of virtual machines: QEMU through libvirt.
+
+backend     LibvirtBackend: the life of one machine, in terms of `backends.base`
+adopt       an existing machine of libvirt's, taken apart into layers
+table       the [libvirt] table of a configuration
+domain      libvirt's XML: written for a new machine; read and given this node's paths for a saved one
+disks       the chain of images below a machine's disk
+image       what a qcow2 header says
+savefile    memory saved in a file: which may be continued
+ending      how a machine ended that is not there any more
+facts       what two nodes must have in common for memory to move
+kvm         whether KVM works here, by booting something
+console     what the machine printed
+notes       what is remembered of a run, in the run folder
+connection  libvirtd: calls with a limit, errors, reconnecting
+
+Inside this package `import libvirt` means libvirt-python, which is imported when it is first needed.
+"""

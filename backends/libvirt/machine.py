@@ -1,0 +1,184 @@
+"""One virtual machine as libvirt has it: look, load, let go, save, end. Remembers nothing.
+
+A machine is always loaded without being executed and then let go, so that until then everything can be taken back.
+"""
+
+import contextlib
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from backends import procfs
+from backends.libvirt.connection import SHORT_S, Connection, library
+from backends.libvirt.domain import name_of
+from backends.procfs import ProcessId
+
+T = TypeVar("T")
+
+LOAD_S = 120.0
+SAVE_S = 600.0
+
+_POLL_S = 0.02
+_PRESS_AGAIN_S = 2.0
+_DESTROY_S = 30.0
+
+
+class Seen(Enum):
+    """GONE: libvirt has no such machine. HELD: it is there and does not execute. CRASHED: its kernel panicked."""
+
+    GONE = "gone"
+    EXECUTING = "executing"
+    HELD = "held"
+    CRASHED = "crashed"
+
+
+class VirtualMachine:
+    """The machine of one application. All methods raise what `Connection.run` does.
+
+    Args:
+        app_id: 32 hexadecimal digits, which are its UUID.
+    """
+
+    def __init__(self, connection: Connection, app_id: str) -> None:
+        self._connection = connection
+        self._app_id = app_id
+
+    def look(self) -> Seen:
+        """Cheap."""
+        libvirt = library()
+
+        def ask(hypervisor: Any) -> Seen:
+            state = _state(hypervisor, self._app_id)
+            if state is None or state == libvirt.VIR_DOMAIN_SHUTOFF:
+                return Seen.GONE
+            if state == libvirt.VIR_DOMAIN_PAUSED:
+                return Seen.HELD
+            return Seen.CRASHED if state == libvirt.VIR_DOMAIN_CRASHED else Seen.EXECUTING
+
+        return self._connection.run(ask)
+
+    def process(self) -> ProcessId | None:
+        """QEMU's process; None when it cannot be seen from here."""
+        mark = f"guest={name_of(self._app_id)}".encode()
+        for found in procfs.everyone():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{found.process.pid}/cmdline").read_bytes().split(b"\0")
+                if b"-name" in words and words[words.index(b"-name") + 1].split(b",")[0] == mark:
+                    return found.process
+        return None
+
+    def create(self, description: str) -> None:
+        """Make it, without executing it."""
+        flags = library().VIR_DOMAIN_START_PAUSED
+        self._connection.run(lambda hypervisor: _none(hypervisor.createXML(description, flags)), LOAD_S)
+
+    def restore(self, path: Path, description: str) -> None:
+        """Make it with saved memory, without executing it."""
+        flags = library().VIR_DOMAIN_SAVE_PAUSED
+        self._connection.run(lambda hypervisor: _none(hypervisor.restoreFlags(str(path), description, flags)), LOAD_S)
+
+    def let_go(self) -> None:
+        """Execute it, from where it was held."""
+        self._with(lambda machine: machine.resume())
+
+    def description(self, *, portable: bool = False) -> str:
+        """libvirt's XML; `portable`: fit to be given back to `save`."""
+        libvirt = library()
+        flags = libvirt.VIR_DOMAIN_XML_SECURE | (libvirt.VIR_DOMAIN_XML_MIGRATABLE if portable else 0)
+        return self._with(lambda machine: str(machine.XMLDesc(flags)))
+
+    def save(self, path: Path, description: str) -> None:
+        """Write its memory to a file and end it; when that fails, it executes on."""
+        self._with(lambda machine: machine.saveFlags(str(path), description, 0), SAVE_S)
+
+    def snapshot(self, path: Path, disk: str) -> float:
+        """Write its memory to a file while it executes; its disk stays as it is.
+
+        Returns:
+            For how long it did not execute, in seconds; rather too much.
+        """
+        libvirt = library()
+        flags = (
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        )
+        root = ET.Element("domainsnapshot")
+        ET.SubElement(root, "memory", snapshot="external", file=str(path))
+        ET.SubElement(ET.SubElement(root, "disks"), "disk", name=disk, snapshot="no")
+        text = ET.tostring(root, encoding="unicode")
+
+        def work(machine: Any) -> float:
+            began = time.monotonic()
+            machine.snapshotCreateXML(text, flags)
+            took_s = time.monotonic() - began
+            with contextlib.suppress(libvirt.libvirtError):
+                job = machine.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
+                # It is stopped when QEMU has nothing left to copy, and goes on when libvirt has closed the file.
+                copying_s = (job.get("time_elapsed", 0) - job.get("downtime", 0)) / 1000
+                return float(max(0.0, took_s - copying_s))
+            return took_s
+
+        return self._with(work, SAVE_S)
+
+    def abort(self) -> None:
+        """Call off a save or a snapshot that takes too long."""
+        self._with(lambda machine: machine.abortJob())
+
+    def block_job(self, disk: str) -> bool:
+        """Whether libvirt copies or joins images of that disk just now."""
+        return self._with(lambda machine: bool(machine.blockJobInfo(disk)))
+
+    def shut_down(self, timeout_s: float) -> bool:
+        """Press its power button, more than once, and wait. True when it ended."""
+        libvirt = library()
+
+        def work(hypervisor: Any) -> bool:
+            deadline = time.monotonic() + timeout_s
+            press = 0.0
+            while _state(hypervisor, self._app_id) is not None:
+                now = time.monotonic()
+                if now >= deadline:
+                    return False
+                if now >= press:
+                    press = now + _PRESS_AGAIN_S
+                    with contextlib.suppress(libvirt.libvirtError):  # it may be going already
+                        machine = hypervisor.lookupByUUIDString(self._app_id)
+                        machine.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+                time.sleep(min(_POLL_S, max(0.0, deadline - now)))
+            return True
+
+        return self._connection.run(work, timeout_s + SHORT_S)
+
+    def destroy(self) -> None:
+        """End it at once. Fine when it is gone."""
+        libvirt = library()
+
+        def work(hypervisor: Any) -> None:
+            try:
+                hypervisor.lookupByUUIDString(self._app_id).destroy()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                    raise
+
+        self._connection.run(work, _DESTROY_S)
+
+    def _with(self, work: Callable[[Any], T], timeout_s: float = SHORT_S) -> T:
+        return self._connection.run(lambda hypervisor: work(hypervisor.lookupByUUIDString(self._app_id)), timeout_s)
+
+
+def _state(hypervisor: Any, app_id: str) -> int | None:
+    libvirt = library()
+    try:
+        return int(hypervisor.lookupByUUIDString(app_id).state()[0])
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _none(made: object) -> None:
+    """Drop a handle in the thread that got it."""
