@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from backends.absent import AbsentBackend
 from backends.base import Backend, Capabilities, EngineSettings
 from backends.libvirt.backend import LibvirtBackend
+from backends.lxd.backend import LxdBackend
 from backends.process import ProcessBackend
 
 _MEMORY = Capabilities(live=True, cooperative=False, leave_running=True, root=True)
@@ -20,7 +21,7 @@ def builtin(settings: EngineSettings | None = None, *, healthy_after_s: float = 
     backends: tuple[Backend, ...] = (
         ProcessBackend(healthy_after_s=healthy_after_s),
         AbsentBackend("runc", _MEMORY, [("runc", "--version")]),
-        AbsentBackend("lxd", _MEMORY, [("lxd", "--version"), ("lxc", "--version")]),
+        LxdBackend(settings, healthy_after_s=healthy_after_s),
         LibvirtBackend(settings, healthy_after_s=healthy_after_s),
     )
     return {backend.name: backend for backend in backends}

@@ -163,7 +163,7 @@ def test_every_backend_has_a_row() -> None:
     assert builtin()["process"].probe().available
 
 
-@pytest.mark.parametrize("name", ["runc", "lxd"])
+@pytest.mark.parametrize("name", ["runc"])
 def test_an_engine_that_cannot_run_here_says_why(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     backend = builtin()[name]
     monkeypatch.setenv("PATH", str(tmp_path))

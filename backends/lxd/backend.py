@@ -1,0 +1,512 @@
+"""LXD as `backends.base.Backend`: system containers that move with their memory.
+
+Theory of operation
+-------------------
+An application is one container of LXD's, `p2p-` and the first digits of its id, whose volume is an overlay of the
+layers (`volume`). The container itself is worth nothing: it is made anew for every start from the configuration and
+deleted at will (`instance`); all that matters is in the instance folder.
+
+*Suspend* is LXD's stateful stop: CRIU writes the memory to `state/` of the volume, hence to the instance folder.
+*Restore* and *resume* are a stateful start; where the folder has no saved memory they are a plain one. *Pre-copy* dumps
+are made past LXD (`predump`), and marked, so that they are never restored: a later plain start deletes them.
+
+With a `command`, the container's first process is a small script (`inside`), which keeps the output and the exit code;
+without one it is the layers' own /sbin/init, of whose end nothing is known but that it came.
+
+What runs is asked of LXD every time. What it cannot know, that a stop was asked for or since when a container runs, is
+in a note of the run folder (`notes`):
+
+    nothing noted, or not executed since         -> ABSENT, or what was before
+    LXD runs it                                  -> RUNNING
+    LXD holds its memory, or it was shelved      -> SUSPENDED
+    it stopped, in the boot in which it ran      -> EXITED, with the code that the script left
+    the machine restarted, or LXD has forgotten  -> LOST
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+from backends import applog, criu, procfs
+from backends.base import (
+    AppLayout,
+    Capabilities,
+    Checkpoint,
+    EngineSettings,
+    EngineState,
+    Exit,
+    Moment,
+    Probe,
+    Started,
+    Status,
+    Workspace,
+)
+from backends.command import IN_CONTAINER, environment
+from backends.errors import (
+    AlreadyRunning,
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    HookFailed,
+    NotRunning,
+    StartFailed,
+    StopFailed,
+    SuspendFailed,
+)
+from backends.folders import remove_tree
+from backends.hooks import run_hook
+from backends.lxd import inside, instance, notes, predump, settings, volume
+from backends.lxd.daemon import HOW_TO_GET, Daemon, LxdError, Process, StillAtWork
+from backends.lxd.instance import Instance, Row
+from backends.lxd.notes import Note, Phase
+from backends.lxd.volume import Volume
+from backends.procfs import ProcessId
+
+_TAIL_BYTES = 2048
+_TAIL_LINES = 5
+_HOOKS_SHARE = 4  # of the wanted bytes, at most one in so many is given to the output of hooks
+_SCRIPT_TIMEOUT_S = 5.0
+_POLL_S = 0.01
+
+
+class LxdBackend:
+    """See `backends.base.Backend`.
+
+    Args:
+        engines: where the daemon is; whatever it leaves open is found as LXD's own tools find it.
+        healthy_after_s: an application that lives shorter counts as failed.
+    """
+
+    name = "lxd"
+    capabilities = Capabilities(live=True, cooperative=False, leave_running=True, root=True)
+
+    def __init__(self, engines: EngineSettings | None = None, *, healthy_after_s: float = 1.0) -> None:
+        self._engines = engines or EngineSettings()
+        self._healthy_after_s = healthy_after_s
+
+    @cached_property
+    def _daemon(self) -> Daemon:
+        return Daemon(self._engines)
+
+    def probe(self) -> Probe:
+        """Needs root, pylxd, a daemon with a pool of driver `dir`, and a CRIU that works for this kernel."""
+        version = None
+        try:
+            version = self._daemon.version()
+            if os.geteuid() != 0:
+                raise BackendUnavailable("needs root: file systems are mounted for the containers")
+            self._daemon.pool()
+            process = self._daemon.process()
+            if process.criu is None:
+                raise BackendUnavailable(f"LXD finds no criu in its PATH; {HOW_TO_GET}")
+            problem = criu.check(process.criu).problem
+            if problem is not None:
+                raise BackendUnavailable(f"{problem}; LXD must find a criu that works first in its PATH")
+            if not _without_console(process):
+                raise BackendUnavailable(
+                    "containers have a console, with which LXC restores none: start LXD with LXD_LXC_TEMPLATE_CONFIG "
+                    "naming a folder whose common.conf.d/ has a file that says lxc.console.path = none"
+                )
+        except BackendError as error:
+            return Probe(self.name, False, version, str(error))
+        except Exception as error:  # pylxd and what it stands on may raise anything; a probe must not
+            return Probe(self.name, False, version, f"{type(error).__name__}: {error}")
+        return Probe(self.name, True, version)
+
+    def create(self, layout: AppLayout) -> None:
+        """Needs layers with `rootfs/`; the container itself is made when it is started."""
+        self._configuration(layout)
+        for folder in (layout.run_dir, layout.state_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def start(self, layout: AppLayout) -> Started:
+        """Make the container, mount its volume, and wait until it has lived for `healthy_after_s`."""
+        self._refuse_second(layout)
+        return self._begin(layout, memory=False)
+
+    def stop(self, workspace: Workspace) -> None:
+        """Ask its first process to end, then kill it; then the volume is unmounted."""
+        container = self._instance(workspace)
+        row = container.row()
+        note = notes.read(workspace)
+        if row is not None and not row.stopped:
+            running = note if note is not None else self._unnoted(container)
+            notes.write(workspace, running.to(Phase.STOPPING))
+            try:
+                forced = container.stop(workspace.config.stop_timeout_s)
+            except LxdError as error:
+                pid = container.pid()
+                raise StopFailed(f"{workspace.name} cannot be ended: {error}", () if pid is None else (pid,)) from error
+            notes.write(workspace, running.to(Phase.STOPPED, self._asked_exit(workspace, forced=forced)))
+        elif row is not None and note is not None and note.phase in (Phase.STOPPING, Phase.SUSPENDING):
+            notes.write(workspace, note.to(Phase.STOPPED, self._asked_exit(workspace, forced=False)))
+        if row is not None:
+            self._volume(workspace).unmount()
+
+    def checkpoint(self, layout: AppLayout, *, leave_running: bool) -> Checkpoint:
+        """With `leave_running` a dump past LXD; else a stateful stop."""
+        container = self._instance(layout)
+        row = container.row()
+        init = None if row is None or row.stopped else container.pid()
+        if init is None:
+            raise NotRunning(f"{layout.name} is not running")
+        if not leave_running:
+            return self._save(layout, container)
+        process = self._daemon.process()
+        at = Moment.now()
+        paused_s = predump.dump(process, self._volume(layout, process), layout, container.name, init)
+        return Checkpoint(at, paused_s)
+
+    def obstacles(self, layout: AppLayout) -> Sequence[str]:
+        """Open devices and sockets that CRIU cannot save, of any process in the container."""
+        init = self._instance(layout).pid()
+        return () if init is None else criu.obstacles(inside.processes(init))
+
+    def facts(self, layout: AppLayout) -> Mapping[str, str]:
+        """The processor, the kernel, CRIU, and LXD."""
+        process = self._daemon.process()
+        # Images name files below the daemon's folder, so it has to be the same.
+        return {**criu.facts(process.criu), "lxd": self._daemon.version(), "lxd_dir": str(process.folder)}
+
+    def mismatches(self, facts: Mapping[str, str]) -> Sequence[str]:
+        """Another processor, an older CRIU, another series of LXD, another place of its folder."""
+        try:
+            process = self._daemon.process()
+            version = self._daemon.version()
+        except BackendError as error:
+            return (str(error),)
+        reasons = criu.mismatches(process.criu, facts)
+        theirs, folder = (_fact(facts, name) for name in ("lxd", "lxd_dir"))
+        if theirs and _series(theirs) != _series(version):
+            reasons.append(f"LXD {version} does not restore what LXD {theirs} saved: both must be of one series")
+        if folder and folder != str(process.folder):
+            reasons.append(f"LXD's folder is {process.folder} here and {folder} at the source; memory images name it")
+        return reasons
+
+    def suspend(self, layout: AppLayout, *, memory: bool = True) -> Checkpoint:
+        """`before_suspend`, then a stateful stop; without `memory` a plain one, after which no images are left."""
+        status = self.status(layout)
+        if status.state is not EngineState.RUNNING:
+            how = f" ({status.exit})" if status.exit else ""
+            raise SuspendFailed(f"{layout.name} is not running{how}", running=False)
+        try:
+            run_hook("before_suspend", layout, pid=status.pid)
+        except HookFailed as error:
+            raise SuspendFailed(f"{layout.name}: {error}", running=True) from error
+        if memory:
+            return self.checkpoint(layout, leave_running=False)
+        at = Moment.now()
+        try:
+            self.stop(layout)
+        except StopFailed as error:
+            raise SuspendFailed(f"{layout.name}: {error}", running=True) from error
+        self._volume(layout).forget_memory(layout)
+        self._volume(layout).tidy(layout)
+        note = notes.read(layout)
+        assert note is not None
+        notes.write(layout, note.to(Phase.SHELVED, note.exit))
+        return Checkpoint(at, paused_s=time.monotonic() - at.monotonic_s)
+
+    def resume(self, layout: AppLayout) -> Started:
+        """A stateful start here, or a plain one when it was shelved; a running one is left alone."""
+        status = self.status(layout)
+        if status.state is EngineState.RUNNING:
+            assert status.pid is not None
+            assert status.started is not None
+            return Started(status.pid, status.started)
+        row = self._instance(layout).row()
+        memory = status.state is EngineState.SUSPENDED and row is not None and row.stateful
+        return self._begin(layout, memory=memory and _final_images(layout))
+
+    def restore(self, layout: AppLayout) -> Started:
+        """A stateful start of a container that is made for it; a plain one when no memory came along."""
+        self._refuse_second(layout)
+        images = volume.images_of(layout)
+        if (images / predump.MARK).exists():
+            raise StartFailed(f"cannot restore {layout.name}: its images are those of a pre-copy round", executed=False)
+        return self._begin(layout, memory=_final_images(layout))
+
+    def destroy(self, workspace: Workspace) -> None:
+        """Stop it, unmount, delete the container, then all folders and the log."""
+        row = self._instance(workspace).row()
+        if row is not None:
+            self.stop(workspace)
+            place = self._volume(workspace)
+            place.unmount()
+            self._instance(workspace).remove()
+        for folder in (workspace.run_dir, workspace.state_dir):
+            remove_tree(folder)
+        applog.remove(str(workspace.log_path))
+
+    def logs(self, workspace: Workspace, max_bytes: int) -> bytes:
+        """What hooks printed, from the log of the node, then what the command did, from inside the container."""
+        hooks = applog.tail(str(workspace.log_path), max_bytes)
+        printed = inside.tail(volume.root_of(workspace), max_bytes)
+        if len(hooks) + len(printed) > max_bytes:
+            room = max(max_bytes // _HOOKS_SHARE, max_bytes - len(printed))
+            hooks = hooks[-room:] if room else b""
+            printed = printed[len(printed) - min(len(printed), max_bytes - len(hooks)) :]
+        return hooks + printed
+
+    def status(self, workspace: Workspace) -> Status:
+        """Ask LXD, and read the note."""
+        note = notes.read(workspace)
+        container = self._instance(workspace)
+        row = container.row()
+        if row is None:
+            return Status(EngineState.ABSENT) if note is None else self._status_without(note)
+        if row.stopped:
+            return Status(EngineState.ABSENT) if note is None else self._status_stopped(workspace, note, row)
+        if note is None or note.init is None or not procfs.alive(note.init):
+            note = self._unnoted(container)
+            if note.init is None:  # it ended just now
+                return Status(EngineState.LOST, reason="it ended while it was looked at")
+        assert note.init is not None
+        pid = self._main_process(workspace, note.init)
+        return Status(EngineState.RUNNING, pid, note.started or _started(note.init))
+
+    def _instance(self, workspace: Workspace) -> Instance:
+        return Instance(self._daemon, instance.name_of(workspace.app_id))
+
+    def _volume(self, workspace: Workspace, process: Process | None = None) -> Volume:
+        name = instance.name_of(workspace.app_id)
+        return Volume(process or self._daemon.process(), self._daemon.pool(), name)
+
+    def _configuration(self, layout: AppLayout) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        """What LXD is to know of the container.
+
+        Raises:
+            ConfigError: this engine cannot run it.
+        """
+        table = settings.read(layout.config, layout.app_id)
+        try:
+            volume.check_layers(layout)
+        except BackendError as error:
+            raise ConfigError("", str(error)) from error
+        variables = environment(layout, {}, IN_CONTAINER)
+        return instance.configuration(layout.config, table, variables), instance.devices(table)
+
+    def _refuse_second(self, layout: AppLayout) -> None:
+        status = self.status(layout)
+        if status.state is EngineState.RUNNING:
+            raise AlreadyRunning(f"{layout.name} is running already, as process {status.pid}")
+
+    def _begin(self, layout: AppLayout, *, memory: bool) -> Started:
+        """Start the container, of which no copy runs."""
+        config, devices = self._configuration(layout)
+        process = self._daemon.process()
+        pool = self._daemon.pool()
+        container = self._instance(layout)
+        place = Volume(process, pool, container.name)
+        try:
+            row = container.row()
+            if not memory:
+                place.unmount()
+                place.forget_memory(layout)
+            if row is None or not memory or not row.stateful:
+                place.unmount()
+                container.make(pool, config, devices)
+                row = container.row()
+            place.mount(layout)
+            if not memory and layout.config.command:
+                text = inside.script(
+                    instance.words(layout.config), environment(layout, {}, IN_CONTAINER), IN_CONTAINER.state
+                )
+                inside.write_script(place.seen / "rootfs", text)
+        except (BackendError, OSError) as error:
+            raise StartFailed(f"cannot start {layout.name}: {error}", executed=False) from error
+        assert row is not None
+        return self._execute(layout, container, place, row, memory)
+
+    def _execute(self, layout: AppLayout, container: Instance, place: Volume, row: Row, memory: bool) -> Started:
+        """Have LXD start it, and see it live."""
+        before = notes.read(layout)
+        if before is not None and before.phase is Phase.STARTING:
+            before = before.before
+        note = Note(
+            Phase.STARTING,
+            procfs.boot_id(),
+            used_at=row.used_at,
+            memory=memory,
+            before=None if before is None else before.to(before.phase, before.exit),
+        )
+        notes.write(layout, note)
+        try:
+            container.start(stateful=memory)
+        except StillAtWork as error:
+            self.stop(layout)
+            raise StartFailed(f"{layout.name}: {error}; it was ended", executed=True) from error
+        except (BackendError, OSError) as error:
+            after = container.row()
+            if after is not None and not after.stopped:
+                self.stop(layout)
+                raise StartFailed(f"{layout.name} started badly and was ended: {error}", executed=True) from error
+            reason = criu.why(place.seen / volume.STATE / "restore.log") if memory else str(error)
+            place.tidy(layout)
+            notes.write(layout, before)
+            raise StartFailed(f"cannot start {layout.name}: {reason}", executed=False) from error
+        at = Moment.now()
+        init = _process(container.pid())
+        notes.write(layout, Note(Phase.RUNNING, note.boot, init, at))
+        return self._see_it_live(layout, init, at)
+
+    def _see_it_live(self, layout: AppLayout, init: ProcessId | None, at: Moment) -> Started:
+        if init is not None and not procfs.wait_end(init, self._healthy_after_s):
+            if layout.config.command:
+                _until(lambda: inside.main_process(volume.root_of(layout), init.pid) is not None, _SCRIPT_TIMEOUT_S)
+            return Started(self._main_process(layout, init), at)
+        self._await_stopped(layout)
+        root = volume.root_of(layout)
+        tail = _last_lines(inside.tail(root, _TAIL_BYTES))
+        if inside.absent(root):
+            notes.write(layout, None)
+            raise StartFailed(f"cannot start {layout.name}: {tail}", executed=False)
+        ended = inside.ended(root)
+        raise StartFailed(
+            f"{layout.name} ended within {self._healthy_after_s:g} s" + (f": {ended}" if ended else ""),
+            executed=True,
+            exit=ended,
+            log_tail=tail,
+        )
+
+    def _await_stopped(self, layout: AppLayout) -> None:
+        """LXD learns of a container's end a moment later."""
+        container = self._instance(layout)
+
+        def stopped() -> bool:
+            row = container.row()
+            return row is None or row.stopped
+
+        if not _until(stopped, _SCRIPT_TIMEOUT_S):
+            self.stop(layout)
+
+    def _save(self, layout: AppLayout, container: Instance) -> Checkpoint:
+        """A stateful stop; when it fails, the application runs on."""
+        place = self._volume(layout)
+        place.forget_memory(layout)  # before the application is stopped: it takes time where there is much
+        note = notes.read(layout) or self._unnoted(container)
+        notes.write(layout, note.to(Phase.SUSPENDING))
+        at = Moment.now()
+        try:
+            container.save()
+        except (BackendError, OSError) as error:
+            row = container.row()
+            if row is not None and not row.stopped:
+                log = place.seen / volume.STATE / "dump.log"
+                reason = criu.why(log) if log.exists() else str(error)
+                place.tidy(layout)
+                place.forget_memory(layout)
+                notes.write(layout, note)
+                raise SuspendFailed(f"{layout.name} cannot be saved: {reason}", running=True) from error
+            if row is None or not row.stateful:
+                raise SuspendFailed(f"{layout.name} ended while it was saved: {error}", running=False) from error
+        paused_s = time.monotonic() - at.monotonic_s
+        place.tidy(layout)
+        notes.write(layout, note.to(Phase.SUSPENDED))
+        return Checkpoint(at, paused_s)
+
+    def _unnoted(self, container: Instance) -> Note:
+        """A note for a container that runs, and of which there is none."""
+        init = _process(container.pid())
+        return Note(Phase.RUNNING, procfs.boot_id(), init, None if init is None else _started(init))
+
+    def _main_process(self, workspace: Workspace, init: ProcessId) -> int:
+        if not workspace.config.command:
+            return init.pid
+        return inside.main_process(volume.root_of(workspace), init.pid) or init.pid
+
+    def _asked_exit(self, workspace: Workspace, *, forced: bool) -> Exit:
+        found = inside.ended(volume.root_of(workspace)) if workspace.config.command else None
+        if forced and found is None:
+            return Exit(None, 9, asked=True, forced=True)
+        found = found or Exit(None, None)
+        return Exit(found.code, found.signal, asked=True, forced=forced)
+
+    def _status_without(self, note: Note) -> Status:
+        """LXD has no such container."""
+        match note.phase:
+            case Phase.STARTING:
+                return self._status_without(note.before) if note.before else Status(EngineState.ABSENT)
+            case Phase.SHELVED:
+                return Status(EngineState.SUSPENDED, started=note.started, exit=note.exit)
+            case Phase.STOPPED:
+                return Status(EngineState.EXITED, started=note.started, exit=note.exit)
+            case _:
+                return Status(EngineState.LOST, started=note.started, reason="LXD knows its container no more")
+
+    def _status_stopped(self, workspace: Workspace, note: Note, row: Row) -> Status:
+        """LXD has the container, and it does not run."""
+        phase = note.phase
+        if phase is Phase.STARTING:
+            if row.used_at == note.used_at or (note.memory and row.stateful):
+                # Nothing of it executed: all is as it was before.
+                return self._status_stopped(workspace, note.before, row) if note.before else Status(EngineState.ABSENT)
+            phase = Phase.RUNNING
+        started = note.started
+        if phase is Phase.SHELVED or (row.stateful and phase in (Phase.SUSPENDED, Phase.SUSPENDING)):
+            return Status(EngineState.SUSPENDED, started=started, exit=note.exit)
+        if phase is Phase.STOPPED:
+            return Status(EngineState.EXITED, started=started, exit=note.exit)
+        if phase is Phase.SUSPENDED:
+            return Status(EngineState.LOST, started=started, reason="LXD holds its memory no more")
+        if note.boot != procfs.boot_id():
+            return Status(EngineState.LOST, started=started, reason="the machine restarted")
+        if phase is Phase.STOPPING:
+            return Status(EngineState.EXITED, started=started, exit=self._asked_exit(workspace, forced=False))
+        found = inside.ended(volume.root_of(workspace)) if workspace.config.command else None
+        return Status(EngineState.EXITED, started=started, exit=found or Exit(None, None))
+
+
+def _final_images(layout: AppLayout) -> bool:
+    images = volume.images_of(layout)
+    return (images / "inventory.img").exists() and not (images / predump.MARK).exists()
+
+
+def _process(pid: int | None) -> ProcessId | None:
+    found = None if pid is None else procfs.stat(pid)
+    return None if found is None else found.process
+
+
+def _started(init: ProcessId) -> Moment:
+    """When a process was made, of the kernel's own account."""
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - init.start / os.sysconf("SC_CLK_TCK")
+    now = Moment.now()
+    return Moment(now.wall_s - age_s, now.monotonic_s - age_s)
+
+
+def _without_console(process: Process) -> bool:
+    """Whether LXC's own configuration takes the console away from every container."""
+    folder = process.outside(process.templates / "common.conf.d")
+    for path in sorted(folder.glob("*.conf")):
+        with contextlib.suppress(OSError):
+            lines = path.read_text(errors="replace").splitlines()
+            if any(line.replace(" ", "") == "lxc.console.path=none" for line in lines):
+                return True
+    return False
+
+
+def _fact(facts: Mapping[str, str], name: str) -> str:
+    value: object = facts.get(name)
+    return value[:100] if isinstance(value, str) and value.isprintable() else ""
+
+
+def _series(version: str) -> tuple[str, ...]:
+    """Major and minor: the same in all of LXD that restores each other's containers."""
+    return tuple(version.split(".")[:2])
+
+
+def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _last_lines(output: bytes) -> str:
+    """The last few lines, as one line for an error message."""
+    lines = [line.strip() for line in output.decode(errors="replace").splitlines()]
+    return " / ".join([line for line in lines if line][-_TAIL_LINES:])

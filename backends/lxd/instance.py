@@ -1,0 +1,260 @@
+"""One container as the daemon knows it: what it is made of, and its states.
+
+Containers are made by *importing a backup* of a few kilobytes that has no files in it, and not by a plain `create`:
+only a backup can say that a container has a saved state, without which LXD would delete the images that came from
+another node instead of restoring them. It is LXD's public way, and takes 30 ms. The flag does no harm to a container
+that is started afresh: LXD then clears it. The import is made under a passing name and renamed: LXD 5.0 miscounts the
+users of a volume at every stateful start, and then refuses to import one of that name until the daemon is restarted.
+"""
+
+import io
+import json
+import platform
+import secrets
+import tarfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backends.base import AppConfig
+from backends.command import IN_CONTAINER, expand
+from backends.errors import BackendError, ConfigError
+from backends.lxd import inside
+from backends.lxd.daemon import Daemon, LxdError
+from backends.lxd.settings import LxdSettings
+
+OP_TIMEOUT_S = 30.0
+MEMORY_TIMEOUT_S = 600.0  # gigabytes of memory on a slow disk
+
+_STOPPED = 102
+_NOT_FOUND = 404
+_POLL_S = 0.02
+
+
+def name_of(app_id: str) -> str:
+    """What the container of an application is called."""
+    return f"p2p-{app_id[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What LXD says of a container.
+
+    Attributes:
+        stopped: it does not run; frozen ones do.
+        stateful: its memory is saved in its volume.
+        used_at: when it was started last, in LXD's own words.
+    """
+
+    stopped: bool
+    stateful: bool
+    used_at: str
+
+
+class Instance:
+    """The container of one application.
+
+    Args:
+        name: see `name_of`.
+    """
+
+    def __init__(self, daemon: Daemon, name: str) -> None:
+        self.name = name
+        self._daemon = daemon
+
+    def row(self) -> Row | None:
+        """What LXD says of it now; None when it knows no such container."""
+        try:
+            found = self._daemon.get("instances", self.name)
+        except LxdError as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+        return Row(int(found["status_code"]) == _STOPPED, bool(found["stateful"]), str(found["last_used_at"]))
+
+    def pid(self) -> int | None:
+        """Its first process; None when it does not run."""
+        found = self._daemon.get("instances", self.name, "state")
+        return int(found["pid"]) or None
+
+    def make(self, pool: str, config: Mapping[str, str], devices: Mapping[str, Mapping[str, str]]) -> None:
+        """Make it anew, with the flag that its memory is saved; its volume must not be mounted.
+
+        Raises:
+            LxdError: LXD refused.
+        """
+        self.remove()
+        passing = f"{self.name}-{secrets.token_hex(4)}"
+        backup = _backup(passing, pool, config, {"root": _root(pool), **devices})
+        headers = {"Content-Type": "application/octet-stream", "X-LXD-pool": pool, "X-LXD-name": passing}
+        self._daemon.wait(self._daemon.post("instances", data=backup, headers=headers), OP_TIMEOUT_S)
+        try:
+            self._daemon.wait(self._daemon.post("instances", passing, json={"name": self.name}), OP_TIMEOUT_S)
+        except BackendError:
+            Instance(self._daemon, passing).remove()
+            raise
+
+    def remove(self) -> None:
+        """Delete it; its volume must not be mounted, for LXD deletes what it finds there. Idempotent."""
+        try:
+            self._daemon.wait(self._daemon.delete("instances", self.name), OP_TIMEOUT_S)
+        except LxdError as error:
+            if error.status != _NOT_FOUND:
+                raise
+
+    def start(self, *, stateful: bool) -> None:
+        """Start it, from its saved memory or afresh.
+
+        Raises:
+            StillAtWork: it takes too long.
+            LxdError: LXD refused or failed.
+        """
+        body = {"action": "start", "stateful": stateful, "force": False, "timeout": -1}
+        operation = self._daemon.put("instances", self.name, "state", body=body)
+        self._daemon.wait(operation, MEMORY_TIMEOUT_S if stateful else OP_TIMEOUT_S)
+
+    def save(self) -> None:
+        """Write its memory into its volume, and end it. When that fails it runs on.
+
+        Raises:
+            StillAtWork, LxdError: as for `start`.
+        """
+        body = {"action": "stop", "stateful": True, "force": False, "timeout": -1}
+        self._daemon.wait(self._daemon.put("instances", self.name, "state", body=body), MEMORY_TIMEOUT_S)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ask it to end, and kill it when it does not.
+
+        Returns:
+            Whether it had to be killed.
+
+        Raises:
+            LxdError: it cannot be killed.
+        """
+        seconds = max(1, round(timeout_s + 0.49))
+        for force in (False, True):
+            body = {"action": "stop", "stateful": False, "force": force, "timeout": seconds}
+            try:
+                operation = self._daemon.put("instances", self.name, "state", body=body)
+                self._daemon.wait(operation, seconds + OP_TIMEOUT_S)
+            except LxdError:
+                if force and not self._stops():
+                    raise
+            if self._stops(0 if not force else OP_TIMEOUT_S):
+                return force
+        return True
+
+    def _stops(self, timeout_s: float = 0) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            row = self.row()
+            if row is None or row.stopped:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+
+
+def configuration(app: AppConfig, settings: LxdSettings, variables: Mapping[str, str]) -> dict[str, str]:
+    """LXD's keys for a container that runs this application.
+
+    Args:
+        variables: the environment of the container's own init, when there is no command.
+
+    Raises:
+        ConfigError: a variable that LXD cannot take.
+    """
+    lines = ["lxc.apparmor.profile ="]
+    halt = settings.halt_signal
+    if app.command:
+        lines.append(f"lxc.init.cmd = {inside.INIT}")
+        halt = "SIGTERM"
+    if halt is not None:
+        lines.append(f"lxc.signal.halt = {halt}")
+    if settings.ipv4 is not None:
+        lines.append(f"lxc.net.0.ipv4.address = {settings.ipv4}")
+    if settings.gateway is not None:
+        lines.append(f"lxc.net.0.ipv4.gateway = {settings.gateway}")
+    config = {
+        **settings.config,
+        "boot.autostart": "false",  # else LXD starts what ran when the machine went down, wherever its owner is now
+        "security.privileged": "true",
+        "raw.lxc": "\n".join([*lines, ""]),
+    }
+    if not app.command:
+        for name, value in variables.items():
+            if not value.isprintable():
+                raise ConfigError(f"env.{name}", "LXD takes printable text only, unless there is a command")
+            config[f"environment.{name}"] = value
+    return config
+
+
+def devices(settings: LxdSettings) -> dict[str, dict[str, str]]:
+    """LXD's devices beside the root disk."""
+    if settings.bridge is None:
+        return {}
+    device = {"type": "nic", "nictype": "bridged", "parent": settings.bridge, "name": "eth0", "hwaddr": settings.mac}
+    return {"eth0": device}
+
+
+def words(app: AppConfig) -> list[str]:
+    """The command as it reads inside."""
+    return [expand(word, IN_CONTAINER) for word in app.command]
+
+
+def _root(pool: str) -> dict[str, str]:
+    return {"type": "disk", "path": "/", "pool": pool}
+
+
+def _backup(name: str, pool: str, config: Mapping[str, str], devices: Mapping[str, Mapping[str, str]]) -> bytes:
+    """A backup of a stopped container with a saved state and no files; JSON is YAML."""
+    container: dict[str, Any] = {
+        "name": name,
+        "type": "container",
+        "architecture": platform.machine(),
+        "description": "made by p2player",
+        "status": "Stopped",
+        "status_code": _STOPPED,
+        "stateful": True,
+        "ephemeral": False,
+        "profiles": [],
+        "config": config,
+        "devices": devices,
+        "expanded_config": config,
+        "expanded_devices": devices,
+    }
+    document = {
+        "container": container,
+        "snapshots": [],
+        "pool": {"name": pool, "driver": "dir", "config": {}},
+        "volume": {"name": name, "type": "container", "content_type": "filesystem", "config": {}},
+    }
+    index = {
+        "name": name,
+        "backend": "dir",
+        "pool": pool,
+        "type": "container",
+        "snapshots": [],
+        "optimized": False,
+        "optimized_header": False,
+        "config": document,
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        _add(archive, "backup/index.yaml", json.dumps(index).encode())
+        _add(archive, "backup/container", None)
+        _add(archive, "backup/container/backup.yaml", json.dumps(document).encode())
+        _add(archive, "backup/container/rootfs", None)
+    return buffer.getvalue()
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes | None) -> None:
+    """A file, or a folder."""
+    entry = tarfile.TarInfo(name)
+    if content is None:
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(entry)
+    else:
+        entry.size, entry.mode = len(content), 0o600
+        archive.addfile(entry, io.BytesIO(content))

@@ -1,0 +1,93 @@
+"""What the node asked of a container, kept in the run folder: LXD itself knows only that it runs or does not.
+
+One file, replaced atomically. `used_at` is what LXD had for the time of the last start when a start was asked for: as
+long as that has not changed, nothing of the application executed since.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from backends.base import Exit, Moment, Workspace
+from backends.procfs import ProcessId
+
+_NAME = "lxd.json"
+_MAX_BYTES = 16 << 10
+
+
+class Phase(StrEnum):
+    """The last that was asked, or became of it."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"  # with its memory
+    SHELVED = "shelved"  # suspended without
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """See the module.
+
+    Attributes:
+        boot: in which boot of the machine.
+        init: the container's first process, as seen here.
+        started: when it began to run.
+        used_at: see the module.
+        memory: the start is one from saved memory.
+        before: the note that a start replaced.
+        exit: how it ended, where that is known.
+    """
+
+    phase: Phase
+    boot: str
+    init: ProcessId | None = None
+    started: Moment | None = None
+    used_at: str = ""
+    memory: bool = False
+    before: "Note | None" = None
+    exit: Exit | None = None
+
+    def to(self, phase: Phase, exit: Exit | None = None) -> "Note":
+        """The same run, one step on."""
+        return replace(self, phase=phase, exit=exit, before=None)
+
+
+def read(workspace: Workspace) -> Note | None:
+    """The note; None when there is none, or the machine crashed while it was written."""
+    try:
+        with open(workspace.run_dir / _NAME, "rb") as file:
+            return _note(json.loads(file.read(_MAX_BYTES)))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(workspace: Workspace, note: Note | None) -> None:
+    """Replace the note."""
+    path = workspace.run_dir / _NAME
+    if note is None:
+        path.unlink(missing_ok=True)
+        return
+    workspace.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = Path(f"{path}.new")
+    beside.write_text(json.dumps(asdict(note)))
+    os.replace(beside, path)
+
+
+def _note(document: dict[str, Any]) -> Note:
+    before, init, started, exit = (document[name] for name in ("before", "init", "started", "exit"))
+    return Note(
+        phase=Phase(document["phase"]),
+        boot=str(document["boot"]),
+        init=None if init is None else ProcessId(int(init[0]), int(init[1])),
+        started=None if started is None else Moment(float(started["wall_s"]), float(started["monotonic_s"])),
+        used_at=str(document["used_at"]),
+        memory=bool(document["memory"]),
+        before=None if before is None else _note(before),
+        exit=None if exit is None else Exit(**exit),
+    )

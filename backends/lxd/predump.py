@@ -1,0 +1,151 @@
+"""Memory images of a container that runs on, taken for pre-copy.
+
+LXD's own way, a stateful snapshot, copies the whole volume and stops the application for seconds. So CRIU is run here,
+as LXC runs it for a stateful stop (liblxc's criu.c) but with `--leave-running`, in the namespaces of the daemon. The
+images only serve as the basis of a delta: the last ones are always LXD's own, and these are marked (`MARK`) so that
+nobody restores them.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from backends import criu
+from backends.base import Workspace
+from backends.errors import BackendError
+from backends.folders import remove_tree
+from backends.lxd.daemon import Process
+from backends.lxd.volume import STATE, Volume
+
+MARK = "precopy"
+
+_TIMEOUT_S = 600.0
+_PAYLOAD = re.compile(r"^(.*?/lxc\.payload\.[^/]+)(?:/.*)?$")
+_ENTRY = re.compile(r"^lxc\.mount\.entry\s*=\s*(\S+)\s+(\S+)\s+(\S+)\s+(\S+)", re.MULTILINE)
+_OPTIONS = (
+    *("--tcp-established", "--file-locks", "--link-remap", "--manage-cgroups=full", "--ext-mount-map", "auto"),
+    *("--enable-external-sharing", "--enable-external-masters", "--enable-fs", "hugetlbfs", "--enable-fs", "tracefs"),
+    *("--skip-in-flight", "--force-irmap", "--ghost-limit", "268435456", "--leave-running", "-v2"),
+)
+
+
+class DumpFailed(BackendError):
+    """CRIU could not save the memory; the application runs on."""
+
+
+def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init: int) -> float:
+    """Replace the images in the volume by new ones.
+
+    Args:
+        name: of the container.
+        init: its first process.
+
+    Returns:
+        For how many seconds the application was stopped.
+
+    Raises:
+        DumpFailed: it could not be done; earlier images are untouched.
+    """
+    if process.criu is None:
+        raise DumpFailed("LXD finds no criu")
+    beside = f"{STATE}.new"
+    volume.forget_memory(workspace, beside)
+    (volume.seen / beside).mkdir(mode=0o700)
+    log = workspace.run_dir / "predump.log"
+    command = [
+        *("nsenter", "--target", str(process.pid), "--mount", "--net", "--wd=/"),
+        *(str(process.criu), "dump", "-D", str(volume.path / beside), "-o", str(log), "-t", str(init)),
+        *_OPTIONS,
+        *_cgroups(init),
+        *_mounts(process, name),
+    ]
+    problem = ""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False, cwd="/"
+        )
+        problem = criu.why(log) if done.returncode != 0 else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        volume.forget_memory(workspace, beside)
+        raise DumpFailed(f"CRIU cannot save the memory: {problem}")
+    paused_s = _paused_s(volume.seen / beside / "stats-dump")
+    (volume.seen / beside / MARK).touch()
+    _swap(volume.seen)
+    return paused_s
+
+
+def _swap(top: Path) -> None:
+    old = top / f"{STATE}.old"
+    remove_tree(old)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(top / STATE, old)
+    os.rename(top / f"{STATE}.new", top / STATE)
+    remove_tree(old)
+
+
+def _cgroups(init: int) -> list[str]:
+    """Options for the control groups that LXC made for the container."""
+    words: list[str] = []
+    freezer = None
+    with open(f"/proc/{init}/cgroup", encoding="utf-8") as file:
+        rows = [line.rstrip("\n").split(":", 2) for line in file]
+    unified = all(not controllers for _, controllers, _ in rows)
+    for _, controllers, path in rows:
+        match = _PAYLOAD.match(path)
+        if match is None:
+            continue
+        if controllers or unified:
+            words += ["--cgroup-root", f"{controllers}:{match[1]}" if controllers else match[1]]
+        if "freezer" in controllers.split(","):
+            freezer = f"/sys/fs/cgroup/freezer{match[1]}"
+        elif unified:
+            freezer = f"/sys/fs/cgroup{match[1]}"
+    return words if freezer is None else [*words, "--freeze-cgroup", freezer]
+
+
+def _mounts(process: Process, name: str) -> list[str]:
+    """Options for what LXC binds into every container, read from the configuration that LXD wrote for it."""
+    path = process.outside(process.folder / "logs" / name / "lxc.conf")
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise DumpFailed(f"LXD left no configuration of the container: {error}") from error
+    words: list[str] = []
+    for match in _ENTRY.finditer(text):
+        target, options = match[2], match[4].split(",")
+        if "bind" in options or "rbind" in options:
+            words += ["--ext-mount-map", f"/{target}:{target}"]
+    return words
+
+
+def _paused_s(path: Path) -> float:
+    """The time that CRIU took to stop the processes and for which they were stopped, of its statistics."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return 0.0
+    # Two magic numbers and a length; then a protobuf with the statistics of the dump in field 1, which has
+    # `freezing_time` (1) and `frozen_time` (2), in microseconds.
+    with contextlib.suppress(IndexError):
+        at = 12
+        if data[at] == 0x0A:
+            _, at = _varint(data, at + 1)
+            fields: dict[int, int] = {}
+            while at < len(data) and data[at] & 7 == 0:
+                key = data[at] >> 3
+                fields[key], at = _varint(data, at + 1)
+            return (fields.get(1, 0) + fields.get(2, 0)) / 1e6
+    return 0.0
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not data[at - 1] & 0x80:
+            return value, at
