@@ -6,10 +6,12 @@ The destination says what it lacks of base and app, and how large an old image o
 rounds of pre-copy are played by the same policy that will run (`proto.rounds.forecast`), against an app that changes
 as fast as it did the last time. The rest is addition:
 
-    total = pull base and app + rounds of pre-copy + freeze + health        freeze = engine + final transfer
+    total = pull base and app + rounds of pre-copy + engine + final transfer + health
+    freeze = pauses of pre-copy + engine + final transfer
 
 Every finished migration leaves a `Lesson`: goodput and overhead between the two nodes, wire bytes for a byte that was
-lacking, engine time of its backend, dirty rate of its app, and what a byte of the changed chunks costs as a delta.
+lacking, engine time and pauses of its backend, dirty rate of its app, and what a byte of the changed chunks costs as a
+delta.
 Lessons of the same peer, backend and app make up the `Experience` for the next plan; newer ones weigh more. What was
 never seen is guessed, and marked as a guess: a bound on the freeze is not promised, nor refused, on a guess of the link
 alone. Rounds of pre-copy measure it first.
@@ -47,11 +49,12 @@ class Lesson:
         app_id, backend, peer: what moved, how, and the node at the other end.
         goodput_bytes_s, overhead_s: of the link, see `proto.rounds.Link`.
         wire_ratio: wire bytes for a byte that had to be fetched as it is.
-        engine_s: of the freeze, what was not the final transfer.
+        engine_s: of the freeze, what was neither the final transfer nor pauses of pre-copy.
         health_s: from the app's start at the destination until it counted as healthy.
         dirty_bytes_s: how fast the app's instance layer changed, in whole chunks.
         delta_goodput_bytes_s: how fast such chunks came as deltas.
         delta_ratio: wire bytes for a byte of them.
+        pause_s: in which the app did not run, for one image of pre-copy.
     """
 
     app_id: str
@@ -65,6 +68,7 @@ class Lesson:
     dirty_bytes_s: float | None = None
     delta_goodput_bytes_s: float | None = None
     delta_ratio: float | None = None
+    pause_s: float | None = None
 
     def document(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -86,7 +90,7 @@ class Lesson:
 _TEXTS = ("app_id", "backend", "peer")
 _NUMBERS = (
     *("goodput_bytes_s", "overhead_s", "wire_ratio", "engine_s", "health_s", "dirty_bytes_s"),
-    *("delta_goodput_bytes_s", "delta_ratio"),
+    *("delta_goodput_bytes_s", "delta_ratio", "pause_s"),
 )
 
 
@@ -101,6 +105,7 @@ class Experience:
     dirty_bytes_s: float | None = None
     delta_goodput_bytes_s: float | None = None
     delta_ratio: float = FIRST_RATIO
+    pause_s: float = 0.0
 
     def policy(self, max_freeze_s: float | None) -> RoundPolicy:
         """A fresh policy for the rounds of one migration."""
@@ -133,6 +138,7 @@ def learn(lessons: Sequence[Lesson], *, app_id: str, backend: str, peer: str, rt
         _recent(lesson.dirty_bytes_s for lesson in of_app),
         _recent(lesson.delta_goodput_bytes_s for lesson in of_app if lesson.peer == peer),
         _recent(lesson.delta_ratio for lesson in of_app) or FIRST_RATIO,
+        _recent(lesson.pause_s for lesson in of_backend) or 0.0,
     )
 
 
@@ -211,20 +217,21 @@ def make_plan(question: Question, experience: Experience, refusals: Iterable[str
     lacking = size - int(known * BASIS_KEPT)
     refused = list(refusals)
     if question.mode is Mode.COLD or not question.running:
-        precopy_s, moved, final_s = 0.0, float(lacking), link.predict(lacking)
+        precopy_s, pauses_s, moved, final_s = 0.0, 0.0, float(lacking), link.predict(lacking)
         in_deltas = moved if known else 0.0
         over = question.running and question.max_freeze_s is not None and final_s > question.max_freeze_s
     else:
-        image_s = size / GUESSED_IMAGE_BYTES_S
+        image_s = size / GUESSED_IMAGE_BYTES_S + experience.pause_s
         seen = forecast(experience.policy(question.max_freeze_s), size, image_s, lacking if known else None)
         precopy_s, moved, final_s, in_deltas = seen.seconds, seen.moved_bytes, seen.final_s, seen.delta_bytes
+        pauses_s = seen.rounds * experience.pause_s
         over = seen.refused and (link.measured or seen.rounds == 0)  # else rounds will tell
     if over:
         assert question.max_freeze_s is not None
         refused.append(
             f"the final transfer would take about {final_s:.3g} s, over the bound of {question.max_freeze_s:.3g} s"
         )
-    freeze_s = experience.engine_s + final_s if question.running else 0.0
+    freeze_s = pauses_s + experience.engine_s + final_s if question.running else 0.0
     ratio = experience.wire_ratio
     return Plan(
         question,

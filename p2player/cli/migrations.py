@@ -107,6 +107,7 @@ def migrate(session: Session, app: str, to: str, mode: str | None, max_freeze: f
         output.document(row)
     else:
         output.table(MIGRATIONS, [row], "")
+        _show_prediction(row)
     raise_failure(row)
 
 
@@ -153,6 +154,14 @@ def _show_plan(plan: Mapping[str, Any]) -> None:
     output.line(f"{plan.get('app')}: {plan.get('from')} -> {plan.get('to')}, {plan.get('mode')}")
     output.table(_LAYERS, [*rows, {"layer": "all", **total}], "")
     output.line(f"about {seconds(plan.get('total_s'))} in all, {seconds(plan.get('freeze_s'))} of it suspended")
+
+
+def _show_prediction(row: Mapping[str, Any]) -> None:
+    """What was expected of a migration that went through."""
+    told = row.get("prediction")
+    if row.get("state") == "done" and isinstance(told, dict):
+        amounts = f"{seconds(told.get('total_s'))} in all, {seconds(told.get('freeze_s'))} suspended"
+        output.note(f"predicted were {amounts}, {size(told.get('transferred'))}")
 
 
 def _detached(migration: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 _RECENT = 5
+_TOLD_OF_A_MOVE = ("id", "app", "from", "to", "freeze_s", "longest_freeze_s", "error", "warning")
 
 
 @click.command()
@@ -101,8 +102,20 @@ def _event_line(kind: str, data: Mapping[str, Any]) -> str:
     """`12:03:44 layer.pulled id=... transferred=...`"""
     at = data.get("at")
     moment = time.localtime(at) if isinstance(at, int | float) and abs(at) < 1e11 else time.localtime()
-    values = " ".join(f"{key}={_plain(value)}" for key, value in data.items() if key != "at")
+    told = _move(data) if kind == "migration.changed" else data
+    values = " ".join(f"{key}={_plain(value)}" for key, value in told.items() if key != "at")
     return output.clean(f"{time.strftime('%H:%M:%S', moment)} {kind} {values}".rstrip())
+
+
+def _move(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a migration's row what fits on a line: how far it is, and what is known of its cost."""
+    found = row.get("progress")
+    progress: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    told = {key: row[key] for key in _TOLD_OF_A_MOVE if row.get(key)}
+    told["phase"] = progress.get("message") or row.get("state")
+    if progress.get("total"):
+        told["done"], told["total"] = progress.get("done"), progress["total"]
+    return told
 
 
 def _plain(value: Any) -> str:

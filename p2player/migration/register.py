@@ -45,6 +45,7 @@ class Open:
     driver: Driver
     work: SourceWork | DestinationWork
     state: str = ""
+    round: int = 0
     told_at: float = 0.0
 
     @property
@@ -247,15 +248,16 @@ class Register:
         if each is None:
             return
         row, now = self._row(each), self.clock.now()
+        round_ = each.machine.round if isinstance(each.machine, SourceMachine) else 0
         if row["state"] != each.state:
             self._log.info("migration", migration=migration, state=row["state"], app=row["app"])
             source = isinstance(each.machine, SourceMachine)
             if row["state"] == Phase.DONE.value and source:
                 site_of = self.parts.members.site_of
                 self._moved(site_of(self.parts.members.me), site_of(NodeId(each.machine.peer)))
-        elif now - each.told_at < TELL_S:
+        elif round_ == each.round and now - each.told_at < TELL_S:
             return
-        each.state, each.told_at = row["state"], now
+        each.state, each.round, each.told_at = row["state"], round_, now
         self._bus.emit("migration.changed", **row)
         self._wake()
 
@@ -277,9 +279,10 @@ def lesson_of(machine: SourceMachine) -> Lesson | None:
         goodput_bytes_s=link.goodput_bytes_s if link.measured else None,
         overhead_s=link.overhead_s,
         wire_ratio=machine.plain.ratio(TELLING_BYTES),
-        engine_s=max(tally.longest_freeze_s - machine.final_s, 0.0) if offer.running else None,
+        engine_s=max(tally.freeze_s - machine.pauses[1] - machine.final_s, 0.0) if offer.running else None,
         health_s=machine.health_s if offer.running else None,
         dirty_bytes_s=policy.dirty_bytes_s,
         delta_goodput_bytes_s=deltas.goodput_bytes_s if deltas.measured else None,
         delta_ratio=machine.deltas.ratio(TELLING_BYTES),
+        pause_s=machine.pauses[1] / machine.pauses[0] if machine.pauses[0] else None,
     )

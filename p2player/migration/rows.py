@@ -47,7 +47,7 @@ def of_source(
         "longest_freeze_s": round(tally.longest_freeze_s, 3),
         "rounds": tally.rounds,
         **_bytes(tally.base, tally.app, instance, name),
-        "progress": _progress(machine.progress, phase),
+        "progress": _progress(machine.progress, phase, machine.round),
         "prediction": None,
         "warning": machine.warning,
         "error": _error(outcome),
@@ -185,9 +185,9 @@ def _counts(pulled: Pulled) -> dict[str, int]:
     return {"total": pulled.total, "deduplicated": pulled.deduplicated, "transferred": pulled.transferred}
 
 
-def _progress(progress: tuple[int, int], phase: Phase) -> dict[str, Any]:
+def _progress(progress: tuple[int, int], phase: Phase, round_: int = 0) -> dict[str, Any]:
     done, total = (0, 0) if phase in OVER else progress
-    return {"done": done, "total": total, "message": phase.value}
+    return {"done": done, "total": total, "message": f"{phase.value}, round {round_}" if round_ else phase.value}
 
 
 def _error(outcome: Outcome | None) -> dict[str, str] | None:

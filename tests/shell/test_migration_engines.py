@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 import pytest
+import trio
 from trio.testing import MockClock
 
 from backends.base import Capabilities
@@ -183,6 +184,32 @@ async def test_a_port_that_is_taken_there_is_named(
             assert (await a.migrations.plan("game", "b"))["refusals"] == [f"127.0.0.1:{port} is in use on b"]
             monkeypatch.setattr(ports, "in_host_network", lambda _record: False)
             assert (await a.migrations.plan("game", "b"))["refusals"] == []
+
+
+async def test_phases_rounds_and_moments_are_told(tmp_path: Path, jump: MockClock) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        mesh.goodput_bytes_s = 1e6
+        a = await begin(mesh)
+        heard = {name: mesh[name].events.open() for name in "ab"}
+        row = await move(mesh)
+        told: dict[str, list[str]] = {"a": [], "b": []}
+        for name, listening in heard.items():
+            with trio.move_on_after(1):
+                async for event in listening:
+                    message = event.data["progress"]["message"]
+                    if message not in told[name]:
+                        told[name].append(message)
+        rounds = [f"precopy, round {n}" for n in range(1, row["rounds"])]
+        assert len(rounds) >= 2
+        end = ["suspend", "final", "grant", "restore", "commit", "done"]
+        assert [m for m in told["a"] if m != "restore"] == ["preflight", "plan", "sync", *rounds, *end[:3], *end[4:]]
+        assert [m for m in told["b"] if m in ("sync", "precopy", "final", "ready", "restore", "commit", "done")] == [
+            "sync", "precopy", "final", "ready", "restore", "commit", "done"
+        ]  # fmt: skip
+        lesson = a.migrations._history.lessons()[-1]
+        assert lesson.pause_s == pytest.approx(0.01)
+        assert lesson.engine_s is not None and lesson.health_s is not None
+        assert lesson.engine_s < row["freeze_s"] - 0.01 * len(rounds)
 
 
 async def test_layers_are_in_use_before_their_app_is_here(tmp_path: Path, jump: MockClock) -> None:

@@ -313,6 +313,10 @@ def test_a_migration_is_awaited_and_its_row_printed(node: FakeNode, capsys: pyte
     node.answers["GET /v1/migrations/m1"] = Reply(MIGRATION)
     assert execute(["migrate", "game", "--to", "south-1", "--mode", "cold"]) == 0
     assert "0.130 s" in capsys.readouterr().out
+    told = {"total_s": 2.5, "freeze_s": 0.2, "transferred": 2048}
+    node.answers["GET /v1/migrations/m1"] = Reply({**MIGRATION, "prediction": told})
+    assert execute(["migrate", "game", "--to", "south-1"]) == 0
+    assert capsys.readouterr().err == "p2player: predicted were 2.5 s in all, 0.200 s suspended, 2.0 KiB\n"
 
 
 @pytest.mark.parametrize(

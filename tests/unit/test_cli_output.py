@@ -54,6 +54,25 @@ def test_events_are_a_line_each(node: FakeNode, capsys: pytest.CaptureFixture[st
     }  # fmt: skip
 
 
+def test_a_migration_is_told_in_a_short_line(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = {"done": 5, "total": 10, "message": "precopy, round 2"}
+    row = {
+        **MIGRATION,
+        "state": "precopy",
+        "progress": progress,
+        "layers": {"base": {}},
+        "freeze_s": 0.2,
+        "error": None,
+    }
+    stream = f"event: migration.changed\ndata: {json.dumps(row)}\n\n".encode()
+    node.answers["GET /v1/events"] = Reply(raw=stream, content_type="text/event-stream")
+    execute(["events"])
+    said = capsys.readouterr().out
+    assert f"id={row['id']} app=game" in said
+    assert "freeze_s=0.2" in said and said.endswith('phase="precopy, round 2" done=5 total=10\n')
+    assert "layers" not in said
+
+
 def arm_top(node: FakeNode) -> None:
     moving = {**MIGRATION, "state": "pre-copy", "id": "aa" * 16}
     node.answers = {

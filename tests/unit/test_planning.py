@@ -159,3 +159,21 @@ def test_plans_add_up(instance: int, basis: int, missing: int, bound: float | No
     assert plan.instance_transferred >= 0
     if bound is not None and not plan.refusals:
         assert plan.freeze_s - MEASURED.engine_s <= bound + 1e-9
+
+
+def test_pauses_of_pre_copy_count_as_freeze() -> None:
+    slow = replace(MEASURED, link=Link(2 * MB, 0.05, measured=True), dirty_bytes_s=1e5)
+    without, paused = make_plan(question(), slow), make_plan(question(), replace(slow, pause_s=0.5))
+    rounds = round((paused.freeze_s - without.freeze_s) / 0.5)
+    assert rounds >= 1
+    assert paused.freeze_s - without.freeze_s == pytest.approx(0.5 * rounds, abs=0.05)
+    assert paused.total_s > without.total_s
+    cold = make_plan(question(mode=Mode.COLD), replace(slow, pause_s=0.5))
+    assert cold.freeze_s == make_plan(question(mode=Mode.COLD), slow).freeze_s
+
+
+def test_pauses_are_learned_of_the_backend() -> None:
+    lessons = [Lesson("a", "runc", "p", pause_s=0.2), Lesson("b", "runc", "q", pause_s=0.4), Lesson("a", "lxd", "p")]
+    assert learn(lessons, app_id="z", backend="runc", peer="z").pause_s == pytest.approx(0.3)
+    assert learn(lessons, app_id="a", backend="lxd", peer="p").pause_s == 0.0
+    assert Lesson.read({"app_id": "a", "backend": "b", "peer": "p"}) == Lesson("a", "b", "p")

@@ -128,6 +128,11 @@ class SourceMachine(SourceGrant):
         return _PHASES[self.at]
 
     @property
+    def round(self) -> int:
+        """The round of pre-copy that is under way, from 1; 0 in other phases."""
+        return self.tally.rounds + (self.at is At.IMAGING) if self.phase is Phase.PRECOPY else 0
+
+    @property
     def cancellable(self) -> bool:
         """Whether `Cancel` would still be heeded."""
         return self.at in _PHASES and self._doomed is None
@@ -355,6 +360,7 @@ class SourceMachine(SourceGrant):
         if not final:
             self.policy.imaged(imaged.delta_bytes, self._taken_at, imaged.as_delta)
             self._count_freeze(imaged.pause_s)
+            self.pauses = (self.pauses[0] + 1, self.pauses[1] + imaged.pause_s)
         self.tally = replace(self.tally, rounds=self.tally.rounds + 1)
         self.at = At.FINAL_SENT if final else At.SENDING
         self._ask(messages.Round(self._next_step(), self.tally.rounds, imaged.image, final))

@@ -62,6 +62,7 @@ class SourceEnd(Machine):
     Attributes:
         tally: what it cost so far.
         plain, deltas: what images cost that came as they are, or as deltas; in this run of the node.
+        pauses: how often, and for how many seconds in all, the app did not run for an image of pre-copy; likewise.
     """
 
     end = End.SOURCE
@@ -75,6 +76,7 @@ class SourceEnd(Machine):
         self.warning = ""
         self.ended_at: float | None = None
         self.plain = self.deltas = Weighed()
+        self.pauses = (0, 0.0)
         self._as_delta = False
         self._token: int | None = None
         self._attempt = 0
