@@ -20,17 +20,15 @@ may live on, and are recognised by the mark of the run in their environment (`P2
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from backends import applog, procfs, shim
+from backends import applog, procfs, shim, supervised
 from backends.base import (
     AppLayout,
     Capabilities,
     Checkpoint,
     EngineState,
-    Exit,
     Moment,
     Probe,
     Started,
@@ -51,13 +49,10 @@ from backends.folders import remove_tree
 from backends.hooks import run_hook
 from backends.procfs import ProcessId
 from backends.rundir import Ended, Live, RunDir
-from backends.spawn import spawn
 
 VERSION = "1"  # of what shim, run folder and node agree on
 
-_SHIM_SLACK_S = 5.0
 _SWEEP_TIMEOUT_S = 5.0
-_TAIL_LINES = 5
 _TAIL_BYTES = 2048
 
 
@@ -111,32 +106,19 @@ class ProcessBackend:
         live = self._spawn(layout)
         if not procfs.wait_end(live.app, self._healthy_after_s):
             return Started(live.app.pid, Moment(live.wall_s, live.monotonic_s))
-        procfs.wait_end(live.shim, shim.LINGER_S + shim.GIVE_UP_S + _SHIM_SLACK_S)
+        procfs.wait_end(live.shim, supervised.END_TIMEOUT_S)
         self.stop(layout)
         ended = self.status(layout).exit
         raise StartFailed(
             f"{layout.name} ended within {self._healthy_after_s:g} s: {ended or 'its supervisor was killed'}",
             executed=True,
             exit=ended,
-            log_tail=_last_lines(applog.since(str(layout.log_path), log_mark, _TAIL_BYTES)),
+            log_tail=supervised.last_lines(applog.since(str(layout.log_path), log_mark, _TAIL_BYTES)),
         )
 
     def stop(self, workspace: Workspace) -> None:
         """Ask the shim to end everything; if it is stuck, do it from here."""
-        run_dir = RunDir(str(workspace.run_dir))
-        live = run_dir.live()
-        if live is None:
-            return
-        if procfs.alive(live.shim):
-            if run_dir.ended(live.run) is None:
-                run_dir.write_intent(live.run, "stop")
-            procfs.send(live.shim, signal.SIGTERM)
-            patience_s = workspace.config.stop_timeout_s + shim.GIVE_UP_S + _SHIM_SLACK_S
-            if not procfs.wait_end(live.shim, patience_s):
-                procfs.send(live.shim, signal.SIGKILL)
-                if not procfs.wait_end(live.shim, _SHIM_SLACK_S):
-                    pids = (live.shim.pid, live.app.pid)
-                    raise StopFailed(f"the supervisor of {workspace.name} cannot be killed: {pids}", pids)
+        supervised.end(workspace)
         self._sweep(workspace)  # which also reaps the shim
 
     def checkpoint(self, layout: AppLayout, *, leave_running: bool) -> Checkpoint:
@@ -199,28 +181,7 @@ class ProcessBackend:
 
     def status(self, workspace: Workspace) -> Status:
         """Read the run folder and ask the kernel."""
-        run_dir = RunDir(str(workspace.run_dir))
-        live = run_dir.live()
-        if live is None:
-            return Status(EngineState.ABSENT)
-        started = Moment(live.wall_s, live.monotonic_s)
-        same_boot = live.boot == procfs.boot_id()
-        if same_boot and procfs.alive(live.shim):
-            return Status(EngineState.RUNNING, live.app.pid, started)
-        if same_boot:
-            procfs.reap(live.shim)
-        # Read after the shim was seen dead: it writes this before it ends.
-        ended = run_dir.ended(live.run)
-        intent = run_dir.intent(live.run)
-        left = tuple(process.pid for process in _leftovers(live, ended)) if same_boot else ()
-        if ended is not None:
-            exit = Exit(ended.code, ended.signal, ended.asked or intent is not None, ended.forced)
-            if intent == "suspend" and exit.code == 0:
-                return Status(EngineState.SUSPENDED, started=started, exit=exit, leftovers=left)
-            if same_boot or intent == "stop":
-                return Status(EngineState.EXITED, started=started, exit=exit, leftovers=left)
-        reason = "its supervisor was killed" if same_boot else "the machine restarted"
-        return Status(EngineState.LOST, started=started, leftovers=left, reason=reason)
+        return supervised.status(workspace, _leftovers)
 
     def _spawn(self, layout: AppLayout) -> Live:
         """Start a shim and wait for its report."""
@@ -236,15 +197,7 @@ class ProcessBackend:
             log_limit_bytes=self._log_limit_bytes,
             stop_timeout_s=layout.config.stop_timeout_s,
         )
-        try:
-            report = spawn(spec)
-        except OSError as error:
-            raise StartFailed(f"cannot run {sys.executable}: {error.strerror}", executed=False) from error
-        if report.problem == shim.LOCKED:
-            raise AlreadyRunning(f"{layout.name} has a supervisor already")
-        live = run_dir.live()
-        if live is None or live.run != run:
-            raise StartFailed(f"cannot start {layout.name}: {report.problem}", executed=False)
+        live, report = supervised.launch(layout, spec)
         if report.problem is not None:
             self._sweep(layout)
             raise StartFailed(f"cannot start {layout.name}: {report.problem}", executed=report.executed)
@@ -256,13 +209,13 @@ class ProcessBackend:
         live = run_dir.live()
         assert live is not None
         timeout_s = layout.config.stop_timeout_s
-        run_dir.write_intent(live.run, "suspend")
+        run_dir.write_intent(live.run, supervised.SUSPENDING)
         at = Moment.now()
         procfs.send(live.app, signal.SIGTERM)
         if not procfs.wait_end(live.app, timeout_s):
             raise SuspendFailed(f"{layout.name} did not exit within {timeout_s:g} s of SIGTERM", running=True)
         # The shim now ends what the main process left behind.
-        procfs.wait_end(live.shim, shim.LINGER_S + shim.GIVE_UP_S + _SHIM_SLACK_S)
+        procfs.wait_end(live.shim, supervised.END_TIMEOUT_S)
         status = self.status(layout)
         if status.state is EngineState.SUSPENDED and not status.leftovers:
             return Checkpoint(at, paused_s=time.monotonic() - at.monotonic_s)
@@ -304,9 +257,3 @@ def _leftovers(live: Live, ended: Ended | None) -> list[ProcessId]:
 def _make_folders(workspace: Workspace) -> None:
     for folder in (workspace.run_dir, workspace.state_dir):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _last_lines(output: bytes) -> str:
-    """The last few lines, as one line for an error message."""
-    lines = [line.strip() for line in output.decode(errors="replace").splitlines()]
-    return " / ".join([line for line in lines if line][-_TAIL_LINES:])

@@ -3,7 +3,8 @@
     lock     held by the shim (flock) for as long as it lives: one application, one supervisor
     live     written by the shim before the application executes: who runs, since when, in which boot
     exit     written by the shim after the last process ended: how the application ended
-    intent   written by the node before it asks an application to end: `stop` or `suspend`
+    intent   written by the node before it asks an application to end: `stop` or `suspend`; an engine that ends it
+             itself when it has saved it has `suspended` written afterwards
 
 Each file is replaced atomically and names the run that it is about, so a file left from an earlier run says nothing of
 this one. Nothing is fsynced: a machine that crashed has no running processes, and the boot id tells. Standard
@@ -80,6 +81,11 @@ class RunDir:
 
     def write_intent(self, run: str, intent: str) -> None:
         self._write("intent", {"run": run, "intent": intent})
+
+    def clear_intent(self) -> None:
+        """The application was not ended after all."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.path, "intent"))
 
     def intent(self, run: str) -> str | None:
         """What the node asked of that run, or None."""

@@ -16,6 +16,12 @@ file `exit` (`rundir`). The kernel kills the main process should the shim itself
        v                                            |
     stopping: SIGTERM to the main process; after stop_timeout_s SIGKILL to all
 
+An engine may start the main process in the shim's place: with `Spec.pid_file`, the command is a *launcher* that
+starts (or restores) a container, writes the pid of its first process to that file, and ends. The container, orphaned
+so, becomes a child of the shim, which supervises it as any other; its output comes through the same pipe, that
+the launcher passed on. Until the launcher has ended, `live` names the launcher: should all be killed at that moment,
+the engine knows whether there is a container.
+
 Output comes through one pipe, which the shim copies into the bounded log. Everything is imported before the
 application starts, so that an upgrade of the files under a running shim does it no harm.
 """
@@ -43,6 +49,7 @@ LOCKED = "another supervisor runs"
 LINGER_S = 1.0
 GIVE_UP_S = 10.0  # a process in an uninterruptible wait survives even SIGKILL; do not wait for ever
 _KILL_PAUSE_S = 0.02
+STOP, KILL = signal.SIGTERM, signal.SIGKILL
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -50,7 +57,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Spec(NamedTuple):
-    """What to run and how; travels as JSON."""
+    """What to run and how; travels as JSON. `pid_file` is empty unless `argv` is a launcher."""
 
     run: str
     argv: list[str]
@@ -60,6 +67,7 @@ class Spec(NamedTuple):
     log_path: str
     log_limit_bytes: int
     stop_timeout_s: float
+    pid_file: str = ""
 
 
 def main() -> None:
@@ -109,6 +117,8 @@ class Shim:
         self._libc.prctl(_PR_SET_NAME, b"p2player-shim", 0, 0, 0)
         wake = self._catch_signals()
         output, problem = self._launch()
+        if not problem and self._spec.pid_file:
+            problem = self._follow_launcher(wake, output)
         if not problem:
             self._report(None)
         left = self._supervise(wake, output)
@@ -179,7 +189,21 @@ class Shim:
         os.close(gate)
         os.close(output_write)
         os.close(failure_write)
-        me, child = procfs.stat(shim), procfs.stat(self._pid)
+        self._write_live()
+        self._executed = True
+        with contextlib.suppress(BrokenPipeError):
+            os.write(gate_write, b"go")
+        os.close(gate_write)
+        # Ends without a byte when exec closed the pipe, that is, when it succeeded.
+        with open(failure, "rb") as pipe:
+            problem = pipe.read(4096).decode(errors="replace")
+        if problem:
+            self._executed = False
+        os.set_blocking(output, False)
+        return output, problem or None
+
+    def _write_live(self) -> None:
+        me, child = procfs.stat(os.getpid()), procfs.stat(self._pid)
         assert me is not None
         assert child is not None  # at worst a zombie, as nobody has reaped it
         self._dir.write_live(
@@ -192,17 +216,32 @@ class Shim:
                 monotonic_s=time.monotonic(),
             )
         )
-        self._executed = True
-        with contextlib.suppress(BrokenPipeError):
-            os.write(gate_write, b"go")
-        os.close(gate_write)
-        # Ends without a byte when exec closed the pipe, that is, when it succeeded.
-        with open(failure, "rb") as pipe:
-            problem = pipe.read(4096).decode(errors="replace")
-        if problem:
-            self._executed = False
-        os.set_blocking(output, False)
-        return output, problem or None
+
+    def _follow_launcher(self, wake: int, output: int) -> str | None:
+        """Wait for the launcher's end; its container is the main process from here on. Returns what went wrong."""
+        poll = select.poll()
+        poll.register(wake, select.POLLIN)
+        poll.register(output, select.POLLIN)
+        while not (ended := os.waitpid(self._pid, os.WNOHANG))[0]:
+            for fd, event in poll.poll():
+                if fd == wake:
+                    os.read(wake, 4096)
+                elif event & select.POLLIN:
+                    self._log.write(os.read(output, BLOCK_BYTES))
+                else:
+                    poll.unregister(output)
+        code = os.waitstatus_to_exitcode(ended[1])
+        if code == 0:
+            try:
+                with open(self._spec.pid_file, encoding="ascii") as file:
+                    self._pid = int(file.read(32))
+                self._write_live()
+                return None
+            except (OSError, ValueError, AssertionError) as error:
+                self._wait_status = ended[1]
+                return f"{self._spec.argv[0]} does not tell the process that it started: {error}"
+        self._wait_status = ended[1]
+        return f"{self._spec.argv[0]}: " + (f"exit code {code}" if code > 0 else f"killed by signal {-code}")
 
     def _become_application(self, shim: int, gate: int, output: int, failure: int) -> NoReturn:
         """In the child: shed everything of the shim's, then execute. Never returns."""

@@ -28,7 +28,7 @@ class Report(NamedTuple):
     executed: bool
 
 
-def spawn(spec: shim.Spec) -> Report:
+def spawn(spec: shim.Spec, *, timeout_s: float | None = None) -> Report:
     """Run a shim for `spec` until it reports; on success it stays, as a child of this process.
 
     The spec goes through a memory file and not a pipe, for then nothing here depends on a shim that reads.
@@ -59,7 +59,7 @@ def spawn(spec: shim.Spec) -> Report:
         os.close(document)
         os.close(output_write)
     with open(output, "rb", buffering=0) as pipe:
-        text = _read_to_end(pipe.fileno(), time.monotonic() + REPORT_TIMEOUT_S)
+        text = _read_to_end(pipe.fileno(), time.monotonic() + (timeout_s or REPORT_TIMEOUT_S))
     report = _parse(text)
     if report.problem is not None:
         _end(pid)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backends import applog, hooks, process, procfs, shim, spawn
+from backends import applog, hooks, process, procfs, shim, spawn, supervised
 from backends.base import AppLayout, EngineState
 from backends.errors import AlreadyRunning, BackendError, HookFailed, StartFailed, SuspendFailed
 from backends.folders import remove_tree
@@ -328,7 +328,7 @@ def test_an_end_after_a_timed_out_suspend_is_known_as_asked_for(backend: Process
 def test_a_stuck_supervisor_does_not_keep_the_application_alive(
     backend: ProcessBackend, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_SHIM_SLACK_S", 0.2)
+    monkeypatch.setattr(supervised, "SHIM_SLACK_S", 0.2)
     monkeypatch.setattr(shim, "GIVE_UP_S", 0.0)
     layout = make(apps.COUNTER, stop_timeout_s=0.1)
     backend.start(layout)
