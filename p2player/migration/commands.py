@@ -21,7 +21,7 @@ from p2player.migration.images import SourceImages, size_of_tree
 from p2player.migration.kept import VAULT
 from p2player.migration.parts import Parts
 from p2player.migration.ports import network_here
-from p2player.migration.preflight import advise_cold
+from p2player.migration.preflight import advise_cold, no_room
 from p2player.migration.register import Register
 from p2player.migration.source import SourceWork
 from p2player.planning import Experience, Question, learn, make_plan
@@ -32,6 +32,7 @@ from p2player.proto.handoff.source import SourceMachine
 from p2player.proto.handoff.table import OVER
 
 MAX_OUTGOING = 32
+MAX_OBSTACLES = 16
 PREFLIGHT_S = 30.0
 CANCEL_S = 60.0
 ANSWER_S = 10.0
@@ -64,6 +65,7 @@ class Commands:
         if not refusals:
             refusals = await self._obstacles(record, mode)
         offer = await self._offer(record, to, mode)
+        refusals += await self._no_room(offer)
         checked = events.Checked(())
         if to != parts.members.me:
             self._check_alive(to)
@@ -124,7 +126,13 @@ class Commands:
         """What the engine knows against saving the app as it is."""
         if mode is Mode.COLD:
             return []
-        return advise_cold(await self._parts.apps.obstacles(record.id), record.name, alone=True)
+        found = await self._parts.apps.obstacles(record.id)
+        return advise_cold(found[:MAX_OBSTACLES], record.name, alone=True)
+
+    async def _no_room(self, offer: Offer) -> list[str]:
+        """Why the images cannot be taken here: sealed ones, beside what the engine saves."""
+        needed = offer.instance_bytes + messages.memory_bytes(offer.facts)
+        return await self._parts.in_thread(no_room, self._parts, needed)
 
     def _check_alive(self, destination: NodeId) -> None:
         if not any(member.id == destination for member in self._parts.members.alive()):
@@ -174,6 +182,8 @@ class Commands:
         migration = secrets.token_hex(16)
         folder = parts.root / migration
         offer = await self._offer(record, destination, mode)
+        for refusal in await self._no_room(offer):
+            raise errors.Refused(refusal)
         experience = self._experience(record, destination)
         try:
             images = await parts.in_thread(_make_images, folder, parts.apps.state_path(record.id))

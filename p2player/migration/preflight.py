@@ -45,10 +45,8 @@ async def preflight(
     engine = await _against_engine(parts, offer.backend, me)
     refusals += [*engine, *_against_names(parts, offer, me)]
     # Chunks and tree of what is missing; chunks, last tree and new tree of the instance.
-    wanted = 2 * (base.missing + app.missing) + 3 * offer.instance_bytes + RESERVE_BYTES
-    free = await parts.in_thread(_free_bytes, parts.root)
-    if wanted > free:
-        refusals.append(f"no room on {me}: {wanted >> 20} MiB are needed, {free >> 20} MiB are free")
+    needed = 2 * (base.missing + app.missing) + 3 * offer.instance_bytes
+    refusals += await parts.in_thread(no_room, parts, needed)
     if offer.sent_at and abs(offer.sent_at - now) > MAX_SKEW_S:
         source = parts.name(offer.source)
         refusals.append(f"the clocks differ: it is {_time(offer.sent_at)} on {source} and {_time(now)} on {me}")
@@ -60,6 +58,15 @@ async def preflight(
         refusals += advise_cold(found, offer.app_name, alone=not refusals)
     basis = bases.find(offer.app_id)
     return events.Checked(tuple(refusals), base, app, 0 if basis is None else basis.size)
+
+
+def no_room(parts: Parts, needed: int) -> list[str]:
+    """For a worker thread: why there is no room here for so many bytes; empty when there is."""
+    wanted, free = needed + RESERVE_BYTES, _free_bytes(parts.root)
+    if wanted <= free:
+        return []
+    me = parts.name(parts.members.me)
+    return [f"no room on {me}: {wanted >> 20} MiB are needed, {free >> 20} MiB are free"]
 
 
 def advise_cold(reasons: list[str], app: str, *, alone: bool) -> list[str]:

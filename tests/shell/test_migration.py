@@ -416,7 +416,9 @@ async def test_preflight_names_every_reason(tmp_path: Path, jump: MockClock, mon
         b.layers |= {BASE, APP}
         await mesh.new_app(b, start=False)
         b.engine.available = False
-        monkeypatch.setattr(preflight_module, "_free_bytes", lambda _folder: 1 << 20)
+        monkeypatch.setattr(
+            preflight_module, "_free_bytes", lambda path: 1 << 20 if b.root in path.parents else 1 << 40
+        )
         monkeypatch.setattr(mesh, "locate", lambda _ref: (a.id, a.migrations and _row(a, app)))
         a.migrations._locate = mesh.locate
         refusals = (await a.migrations.plan("game", "b"))["refusals"]

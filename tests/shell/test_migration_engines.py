@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from backends.base import Capabilities
 from backends.errors import BackendError, SuspendFailed
 from p2player import errors
-from p2player.migration import ports
+from p2player.migration import ports, preflight
 from p2player.proto.handoff import messages
 from tests.support.migrationmesh import APP, BASE, CONFIG, PaperMesh, PaperNode, paper_mesh
 
@@ -153,6 +153,24 @@ async def test_a_suspend_that_the_engine_cannot_do_is_a_refusal(tmp_path: Path, 
         row = await move(mesh)
         assert row["error"] == {"code": "failed", "message": "it is gone"}
         assert a.apps.find("game").state.value == "running"  # the migration started it again
+
+
+async def test_a_source_without_room_for_images_is_refused(
+    tmp_path: Path, jump: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with paper_mesh(tmp_path, "a", "b") as mesh:
+        a = await begin(mesh)
+        a.engine.told = {"memory_bytes": str(100 << 20)}
+        free = {"a": 270 << 20, "b": 1 << 40}
+        monkeypatch.setattr(preflight, "_free_bytes", lambda path: free[path.parent.name])
+        refusal = "no room on a: 269 MiB are needed, 268 MiB are free"
+        assert (await a.migrations.plan("game", "b"))["refusals"] == []
+        free["a"] = 268 << 20
+        assert (await a.migrations.plan("game", "b"))["refusals"] == [refusal]
+        with pytest.raises(errors.Refused, match=refusal):
+            await a.migrations.start("game", "b")
+        assert untouched(a) and [path.name for path in (a.root / "migrations").iterdir()] == ["history"]
+        assert (await a.migrations.plan("game", "b", mode="cold"))["refusals"] == []
 
 
 async def test_clocks_that_differ_are_named(tmp_path: Path, jump: MockClock) -> None:
