@@ -315,6 +315,10 @@ class Backend(Protocol):
 
         They travel to the destination, whose backend reads them in `mismatches`. Processor features, the kernel, the
         engine's version: whatever this engine cares for.
+
+        At most 64 texts of 4096 characters under keys of 64; more are not sent. One has a meaning to the node too:
+        `memory_bytes`, in decimal digits, is what memory will add to the instance folder as that is now. Room and
+        time of a migration are reckoned with it.
         """
         ...
 
