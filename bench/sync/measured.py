@@ -37,11 +37,13 @@ def measure(host: Host, action: Callable[[], Mapping[str, float]]) -> Measured:
     return Measured(seconds, host.counters() - before, parts)
 
 
-def command(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> str:
+def command(
+    arguments: Sequence[str], *, environment: Mapping[str, str] | None = None, limit_s: float = LIMIT_S
+) -> str:
     """Run a program to its end and return its standard output.
 
     Raises:
-        RunFailed: it ended with another code than 0, or not within `LIMIT_S`.
+        RunFailed: it ended with another code than 0, or not within `limit_s` seconds.
     """
     variables = {**os.environ, **(environment or {})}
     try:
@@ -51,12 +53,12 @@ def command(arguments: Sequence[str], *, environment: Mapping[str, str] | None =
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=LIMIT_S,
+            timeout=limit_s,
             env=variables,
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        raise RunFailed(f"{arguments[0]}: not done within {LIMIT_S:g} s") from None
+        raise RunFailed(f"{arguments[0]}: not done within {limit_s:g} s") from None
     if done.returncode:
         raise RunFailed(f"{' '.join(arguments)[:300]}: exit {done.returncode}: {done.stderr.strip()[-500:]}")
     return done.stdout
