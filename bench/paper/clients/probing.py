@@ -104,6 +104,8 @@ def connect(address: str, port: int, patience_s: float) -> socket.socket:
     """Open a connection whose lost packets are sent again each second at least, where the kernel can do that."""
     end = socket.create_connection((address, port), timeout=patience_s)
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # By itself the kernel gives up after fifteen retries, which come each second here.
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * patience_s))
     with contextlib.suppress(OSError):  # Linux has it since 6.15
         end.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, 1000)
     return end
