@@ -16,6 +16,7 @@ A pre-copy round is a live snapshot of the memory alone: the disk's chain does n
 disk, serves only as the basis of a delta.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from backends import applog, procfs
 from backends.base import (
+    Adopted,
     AppLayout,
     Capabilities,
     Checkpoint,
@@ -51,10 +53,10 @@ from backends.errors import (
 )
 from backends.folders import remove_tree
 from backends.hooks import run_hook
-from backends.libvirt import console, disks, domain, ending, facts, notes, savefile, table
+from backends.libvirt import adopt, console, disks, domain, ending, facts, notes, savefile, table
 from backends.libvirt.connection import Connection, LibvirtSilent
 from backends.libvirt.facts import Host
-from backends.libvirt.kvm import KvmProbe
+from backends.libvirt.kvm import KvmProbe, Verdict
 from backends.libvirt.machine import Seen, VirtualMachine
 from backends.libvirt.notes import Note, Phase
 
@@ -167,11 +169,14 @@ class LibvirtBackend:
             paused_s = machine.snapshot(new, domain.disk_of(machine.description()))
             savefile.accept(layout)
         except (BackendError, OSError) as error:
-            if isinstance(error, LibvirtSilent):
-                machine.abort()
+            _call_off(machine, error)
             new.unlink(missing_ok=True)
             raise
         return Checkpoint(at, paused_s)
+
+    def kvm(self) -> Verdict:
+        """Whether KVM works here, found out once a boot of the host; see `backends.libvirt.kvm`."""
+        return self._kvm.verdict()
 
     def obstacles(self, layout: AppLayout) -> Sequence[str]:
         """Devices that were plugged in, and work on the disk's images."""
@@ -273,6 +278,10 @@ class LibvirtBackend:
             note = note.now(Phase.ENDED, Exit(None, signal.SIGABRT))
             notes.write(workspace.run_dir, note)
         return self._end_of(workspace, note)
+
+    def adopt(self, source: str, into: Path, base: Path | None) -> Adopted:
+        """A machine of libvirt's own that is shut off, by its name or UUID; see `backends.libvirt.adopt`."""
+        return adopt.adopt(self._connection, source, into, base)
 
     def _end_of(self, workspace: Workspace, note: Note) -> Status:
         """The status of a machine that is gone."""
@@ -394,8 +403,7 @@ class LibvirtBackend:
             at = Moment.now()
             machine.save(new, description)
         except (BackendError, OSError) as error:
-            if isinstance(error, LibvirtSilent):
-                machine.abort()
+            _call_off(machine, error)
             if machine.look() is not Seen.GONE:
                 self._unsave(layout, machine, note, error)
             if self.status(layout).state is not EngineState.SUSPENDED:
@@ -436,7 +444,7 @@ class LibvirtBackend:
             raise StopFailed(f"{workspace.name} cannot be ended: {problem}", pids)
 
     def _machine(self, workspace: Workspace) -> VirtualMachine:
-        return VirtualMachine(self._connection, workspace.app_id)
+        return VirtualMachine(self._connection, workspace.app_id, workspace.state_dir / disks.INSTANCE)
 
     def _host(self) -> Host:
         host = facts.read_host(self._connection)
@@ -489,6 +497,13 @@ def _exit_of(reason: str | None) -> Exit | None:
         case "crashed" | "failed":
             return Exit(None, signal.SIGABRT)
     return None
+
+
+def _call_off(machine: VirtualMachine, error: Exception) -> None:
+    """End a save that took too long; there is nothing to end after any other error."""
+    if isinstance(error, LibvirtSilent):
+        with contextlib.suppress(BackendError):
+            machine.abort()
 
 
 def _until_gone(machine: VirtualMachine) -> None:

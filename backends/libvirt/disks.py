@@ -14,8 +14,8 @@ from backends.base import AppLayout
 from backends.errors import BackendError, BackendUnavailable
 from backends.libvirt.image import Image, ImageUnfit, inspect
 
-INSTANCE = "disk.qcow2"
-NAMES = ("disk.qcow2", "disk")
+QCOW2, RAW = "disk.qcow2", "disk"
+INSTANCE = QCOW2
 
 _CREATE_S = 30.0
 
@@ -31,14 +31,14 @@ def layers_of(base: Path, app: Path) -> list[Image]:
         ImageUnfit: a layer has none, or one that cannot be used.
     """
     images = []
-    top = _disk_of(app)
+    top = disk_of(app)
     if top is not None:
         images.append(inspect(top))
         if images[0].format == "raw" or images[0].backing is None:
             return images  # a whole disk of its own
-    bottom = _disk_of(base)
+    bottom = disk_of(base)
     if bottom is None:
-        raise ImageUnfit(f"the base layer has no disk: there is neither {' nor '.join(NAMES)} in {base}")
+        raise ImageUnfit(f"the base layer has no disk: there is neither {QCOW2} nor {RAW} in {base}")
     images.append(inspect(bottom))
     return images
 
@@ -94,8 +94,9 @@ def qemu_img(*arguments: str, timeout_s: float, folder: Path | None = None) -> s
     return done.stdout.decode(errors="replace")
 
 
-def _disk_of(layer: Path) -> Path | None:
-    for name in NAMES:
+def disk_of(layer: Path) -> Path | None:
+    """The file that is a layer's disk; None if it has none."""
+    for name in (QCOW2, RAW):
         path = layer / name
         if os.path.lexists(path):
             return path

@@ -4,6 +4,7 @@ A machine is always loaded without being executed and then let go, so that until
 """
 
 import contextlib
+import os
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -40,11 +41,13 @@ class VirtualMachine:
 
     Args:
         app_id: 32 hexadecimal digits, which are its UUID.
+        disk: the image that it writes.
     """
 
-    def __init__(self, connection: Connection, app_id: str) -> None:
+    def __init__(self, connection: Connection, app_id: str, disk: Path) -> None:
         self._connection = connection
         self._app_id = app_id
+        self._disk = disk
 
     def look(self) -> Seen:
         """Cheap."""
@@ -63,12 +66,16 @@ class VirtualMachine:
     def process(self) -> ProcessId | None:
         """QEMU's process; None when it cannot be seen from here."""
         mark = f"guest={name_of(self._app_id)}".encode()
+        machines: dict[ProcessId, bytes] = {}
         for found in procfs.everyone():
             with contextlib.suppress(OSError):
-                words = Path(f"/proc/{found.process.pid}/cmdline").read_bytes().split(b"\0")
-                if b"-name" in words and words[words.index(b"-name") + 1].split(b",")[0] == mark:
-                    return found.process
-        return None
+                line = Path(f"/proc/{found.process.pid}/cmdline").read_bytes()
+                words = line.split(b"\0")
+                if b"-name" in words[:-1] and words[words.index(b"-name") + 1].split(b",")[0] == mark:
+                    machines[found.process] = line
+        if len(machines) > 1:  # another libvirtd on this host has a machine of that name, too
+            machines = {process: line for process, line in machines.items() if os.fsencode(self._disk) in line}
+        return next(iter(machines), None)
 
     def create(self, description: str) -> None:
         """Make it, without executing it."""

@@ -6,6 +6,7 @@ The guest boots once: most tests begin with a copy of what that one was suspende
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import pytest
 
 from backends import config
 from backends.base import AppLayout, EngineState
-from backends.errors import AlreadyRunning
-from backends.libvirt import disks, domain, savefile
+from backends.errors import AlreadyRunning, BackendError, NotRunning, StartFailed, SuspendFailed
+from backends.libvirt import disks, domain, notes, savefile
 from backends.libvirt.backend import LibvirtBackend
 from backends.libvirt.connection import Connection
 from backends.libvirt.machine import Seen, VirtualMachine
+from backends.libvirt.notes import Note, Phase
 from bench.data.pair import Unavailable
 from tests.support.apps import eventually
 from tests.support.enginelab import guest
@@ -61,7 +63,7 @@ class Site:
 
     @property
     def machine(self) -> VirtualMachine:
-        return VirtualMachine(Connection(self.node.settings.libvirt_uri), APP_ID)
+        return VirtualMachine(Connection(self.node.settings.libvirt_uri), APP_ID, Path("/"))
 
     def layout(self, name: str, *, words: str = "", top: str = "", folder: Path | None = None) -> AppLayout:
         parsed = config.parse(top + TABLE.replace("WORDS", words))
@@ -196,6 +198,11 @@ def ticks_on(site: Site, layout: AppLayout) -> bool:
     return True
 
 
+def has_memory_of_before(pid: int) -> bool:
+    """Whether that QEMU was started to continue a machine, and not to boot one."""
+    return b"-incoming" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
 def first_tick(site: Site, layout: AppLayout) -> tuple[int, str]:
     eventually(lambda: bool(ticks(site, layout)), timeout_s=BOOT_S)
     return ticks(site, layout)[0]
@@ -228,6 +235,7 @@ def test_memory_and_disk_move_to_a_node_with_other_folders(
     site = sites.b
     layout = arrived(site)
     started = site.backend.restore(layout)
+    assert has_memory_of_before(started.pid)
     assert first_tick(site, layout) == (last[0] + 1, last[1])
     status = site.backend.status(layout)
     assert (status.state, status.pid, status.started) == (EngineState.RUNNING, started.pid, started.at)
@@ -248,3 +256,341 @@ def test_memory_and_disk_move_to_a_node_with_other_folders(
     assert (exit.code, exit.asked, exit.forced) == (0, True, False)
     lines = written(layout.state_dir, site.layers, tmp_path)
     assert lines[:3] == [f"{n} {last[1]}" for n in (10, 20, 30)]
+
+
+def test_pre_copy_rounds_leave_it_running_and_are_never_continued(
+    sites: Sites, arrived: Arrived, last: tuple[int, str]
+) -> None:
+    site = sites.b
+    layout = arrived(site)
+    site.backend.restore(layout)
+    for _ in range(2):
+        checkpoint = site.backend.checkpoint(layout, leave_running=True)
+        assert 0 < checkpoint.paused_s < 5
+        assert savefile.complete(savefile.path_of(layout))
+        assert ticks_on(site, layout)
+    assert {boot for _, boot in ticks(site, layout)} == {last[1]}
+    assert disks.chain_of(layout)[0].path == layout.state_dir / disks.INSTANCE
+    assert sorted(path.name for path in layout.state_dir.iterdir()) == [disks.INSTANCE, savefile.NAME]
+
+    # The memory of a round and the disk of a later time: a node that finds these starts the machine afresh.
+    site.machine.destroy()
+    notes.write(layout.run_dir, None)
+    assert not has_memory_of_before(site.backend.restore(layout).pid)
+    assert not savefile.path_of(layout).exists()
+
+
+def test_suspend_and_resume_here(sites: Sites, arrived: Arrived, last: tuple[int, str]) -> None:
+    site = sites.b
+    layout = arrived(site)
+    site.backend.restore(layout)
+    before = first_tick(site, layout)
+    checkpoint = site.backend.suspend(layout)
+    assert 0 < checkpoint.paused_s < 10
+    status = site.backend.status(layout)
+    assert (status.state, status.executing) == (EngineState.SUSPENDED, False)
+    with pytest.raises(NotRunning):
+        site.backend.checkpoint(layout, leave_running=True)
+    with pytest.raises(SuspendFailed) as caught:
+        site.backend.suspend(layout)
+    assert not caught.value.running
+    facts = site.backend.facts(layout)
+    assert facts["kind"] == "qemu"
+    assert sites.a.backend.mismatches(facts) == []
+    site.backend.resume(layout)
+    assert ticks_on(site, layout)
+    counted = [n for n, _ in ticks(site, layout)]
+    assert counted == list(range(before[0], before[0] + len(counted)))
+
+
+def test_an_open_connection_moves_with_it(sites: Sites, arrived: Arrived, suspended: Path) -> None:
+    source, destination = sites.a, sites.b
+    layout = arrived(source)
+    source.backend.restore(layout)
+    command = source.node.command(["busybox", "nc", ADDRESS, str(guest.PORT)])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        try:
+            client.stdin.write("here\n")
+            number, before, word = client.stdout.readline().split()
+            assert (number, word) == ("1", "here")
+            source.backend.suspend(layout)
+            moved = destination.layout("moved")
+            moved.folder.mkdir()
+            layout.state_dir.rename(moved.state_dir)
+            destination.backend.restore(moved)
+            client.stdin.write("there\n")
+            number, after, word = client.stdout.readline().split()
+            assert (number, word) == ("2", "there")
+            assert int(after) >= int(before)
+        finally:
+            client.kill()
+            destination.backend.destroy(destination.layout("moved"))
+
+
+def test_suspend_without_memory_presses_the_power_button(sites: Sites, arrived: Arrived) -> None:
+    site = sites.b
+    layout = arrived(site)
+    site.backend.restore(layout)
+    site.backend.suspend(layout, memory=False)
+    status = site.backend.status(layout)
+    assert status.state is EngineState.SUSPENDED
+    assert status.exit is not None
+    assert (status.exit.code, status.exit.forced) == (0, False)
+    assert [path.name for path in layout.state_dir.iterdir()] == [disks.INSTANCE]
+    assert not has_memory_of_before(site.backend.resume(layout).pid)
+    assert site.backend.status(layout).state is EngineState.RUNNING
+
+
+def test_a_save_that_fails_leaves_it_running(sites: Sites, suspended: Path) -> None:
+    site = sites.b
+    layout = site.layout("app", folder=sites.small)
+    layout.folder.mkdir()
+    layout.state_dir.mkdir()
+    shutil.copy(suspended / disks.INSTANCE, layout.state_dir)
+    try:
+        started = site.backend.start(layout)
+        with pytest.raises(SuspendFailed, match=r"could not be saved: .*[Nn]o space") as caught:
+            site.backend.suspend(layout)
+        assert caught.value.running
+        with pytest.raises(BackendError):
+            site.backend.checkpoint(layout, leave_running=True)
+        status = site.backend.status(layout)
+        assert (status.state, status.pid) == (EngineState.RUNNING, started.pid)
+        assert [path.name for path in layout.state_dir.iterdir()] == [disks.INSTANCE]
+        wait_for(site, layout, "ready 1 ")
+        assert ticks_on(site, layout)
+    finally:
+        site.backend.destroy(layout)
+
+
+def test_a_failing_hook_keeps_it_running(sites: Sites, arrived: Arrived) -> None:
+    site = sites.b
+    top = '[hooks]\nbefore_suspend = ["sh", "-c", "echo no entry; exit 9"]\n'
+    layout = arrived(site, top=top)
+    pid = site.backend.restore(layout).pid
+    with pytest.raises(SuspendFailed, match="hook before_suspend: exit code 9") as caught:
+        site.backend.suspend(layout)
+    assert caught.value.running
+    assert site.backend.status(layout).pid == pid
+    assert "no entry" in printed(site, layout)
+
+
+def test_one_that_is_killed_did_not_end_by_itself(sites: Sites, arrived: Arrived) -> None:
+    site = sites.b
+    layout = arrived(site)
+    os.kill(site.backend.restore(layout).pid, signal.SIGKILL)
+    eventually(lambda: site.backend.status(layout).state is not EngineState.RUNNING)
+    status = site.backend.status(layout)
+    assert status.state is EngineState.EXITED
+    assert status.exit is not None
+    assert (status.exit.code, status.exit.signal, status.exit.asked) == (None, signal.SIGABRT, False)
+
+
+def test_a_restarted_libvirtd_knows_its_machines(sites: Sites, arrived: Arrived) -> None:
+    site = sites.b
+    layout = arrived(site)
+    backend = site.backend
+    started = backend.restore(layout)
+    site.node.restart_daemon()
+    status = backend.status(layout)
+    assert (status.state, status.pid) == (EngineState.RUNNING, started.pid)
+    backend.stop(layout)
+    status = backend.status(layout)
+    assert status.exit is not None
+    assert (status.state, status.exit.code) == (EngineState.EXITED, 0)
+
+
+def test_a_machine_that_was_loaded_by_a_node_that_was_killed_then_is_let_go(
+    sites: Sites, arrived: Arrived, last: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = sites.b
+    layout = arrived(site)
+    with monkeypatch.context() as patch:
+        patch.setattr(VirtualMachine, "let_go", _die)
+        with pytest.raises(KeyboardInterrupt):
+            site.backend.restore(layout)
+    status = site.backend.status(layout)
+    assert (status.state, status.executing) == (EngineState.SUSPENDED, False)
+    site.backend.restore(layout)
+    assert first_tick(site, layout) == (last[0] + 1, last[1])
+
+
+def _die(machine: VirtualMachine) -> None:
+    raise KeyboardInterrupt
+
+
+def test_memory_that_does_not_fit_is_refused_and_kept(sites: Sites, arrived: Arrived) -> None:
+    site = sites.b
+    layout = arrived(site)
+    path = savefile.path_of(layout)
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    notes.write(_made(layout.run_dir), Note.fresh(Phase.SAVED))
+    with pytest.raises(StartFailed) as caught:
+        site.backend.restore(layout)
+    assert not caught.value.executed
+    assert path.stat().st_size == size // 2
+    assert site.backend.status(layout).state is EngineState.SUSPENDED
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+Fresh = Callable[..., AppLayout]
+
+
+def test_ends_of_its_own_are_told_apart(sites: Sites, fresh: Fresh) -> None:
+    site = sites.a
+    layout = fresh(words="life=0.1")
+    with pytest.raises(StartFailed, match=r"exit code 0; last output: .*ready 1") as caught:
+        LibvirtBackend(site.node.settings, healthy_after_s=BOOT_S).start(layout)
+    assert caught.value.executed
+    status = site.backend.status(layout)
+    assert status.exit is not None
+    assert (status.state, status.exit.code, status.exit.asked) == (EngineState.EXITED, 0, False)
+
+    layout = site.layout("new0", words="panic_after=0.1")
+    site.backend.start(layout)
+    eventually(lambda: site.backend.status(layout).state is not EngineState.RUNNING, timeout_s=BOOT_S)
+    status = site.backend.status(layout)
+    assert status.exit is not None
+    assert (status.state, status.exit.code, status.exit.asked) == (EngineState.EXITED, None, False)
+    assert site.machine.look() is Seen.GONE
+
+
+def test_one_that_is_deaf_is_killed(sites: Sites, fresh: Fresh) -> None:
+    site = sites.a
+    layout = fresh(words="deaf", top="stop_timeout_s = 0.3\n")
+    site.backend.start(layout)
+    site.backend.stop(layout)
+    status = site.backend.status(layout)
+    assert status.exit is not None
+    assert (status.exit.signal, status.exit.asked, status.exit.forced) == (signal.SIGKILL, True, True)
+    assert not site.backend.status(layout).executing
+
+
+def test_a_plugged_in_disk_is_an_obstacle(sites: Sites, arrived: Arrived, tmp_path: Path) -> None:
+    site = sites.b
+    layout = arrived(site)
+    site.backend.restore(layout)
+    assert site.backend.obstacles(layout) == []
+    extra = tmp_path / "extra"
+    extra.write_bytes(bytes(1 << 20))
+    device = f"<disk type='file'><source file='{extra}'/><target dev='vdb' bus='virtio'/></disk>"
+    Connection(site.node.settings.libvirt_uri).run(
+        lambda hypervisor: hypervisor.lookupByUUIDString(APP_ID).attachDevice(device)
+    )
+    assert site.backend.obstacles(layout) == ["it has other disks than the one of its instance"]
+
+
+def test_kvm_is_only_believed_when_it_runs_a_program(sites: Sites) -> None:
+    verdict = sites.a.backend.kvm()
+    assert verdict.works or verdict.reason
+    there = {"kind": "kvm", "machine": "pc-i440fx-99.9", "qemu": "99.1.0", "cpu": "Skylake-Server +no-such-feature"}
+    found = sites.a.backend.mismatches(there)
+    assert any("pc-i440fx-99.9" in sentence for sentence in found)
+    assert any("99.1.0" in sentence for sentence in found)
+    assert any("KVM" in sentence for sentence in found) is not verdict.works
+
+
+# Adoption
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A machine that libvirt knew before, with two images, and the files that are its own."""
+
+    name: str
+    top: Path
+    bottom: Path
+    folder: Path
+
+
+@pytest.fixture
+def existing(sites: Sites, tmp_path: Path) -> Iterator[Existing]:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    bottom, top = folder / "bottom.qcow2", folder / "top.qcow2"
+    made = sites.a.layers
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", "-c", made.base / "disk", bottom], check=True)
+    shutil.copy(made.app / "disk.qcow2", top)
+    subprocess.run(["qemu-img", "rebase", "-u", "-b", bottom.name, "-F", "qcow2", top], check=True)
+    description = f"""<domain type='qemu'><name>veteran</name><memory unit='MiB'>{guest.LEAST_MEMORY_MB}</memory>
+        <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{made.base}/vmlinuz</kernel>
+        <initrd>{made.base}/initrd</initrd><cmdline>console=ttyS0 quiet</cmdline></os>
+        <features><acpi/></features><devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/>
+        <source file='{top}'/><target dev='vda' bus='virtio'/></disk></devices></domain>"""
+    connection = Connection(sites.a.node.settings.libvirt_uri)
+    connection.run(lambda hypervisor: hypervisor.defineXML(description) and None)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    yield Existing("veteran", top, bottom, folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    connection.run(lambda hypervisor: hypervisor.lookupByName("veteran").undefine() and None)
+
+
+def shown(image: Path, below: Path | None, kind: str, scratch: Path) -> bytes:
+    """What a machine would see of an image."""
+    copy, raw = scratch / "copy", scratch / "shown"
+    shutil.copy(image, copy)
+    if below is not None:
+        subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", below, "-F", "raw", copy], check=True)
+    subprocess.run(["qemu-img", "convert", "-f", kind, "-O", "raw", copy, raw], check=True)
+    return raw.read_bytes()
+
+
+def test_an_existing_machine_is_taken_apart_and_runs(sites: Sites, existing: Existing, tmp_path: Path) -> None:
+    site, into = sites.a, tmp_path / "into"
+    into.mkdir()
+    adopted = site.backend.adopt(existing.name, into, None)
+    assert adopted.base is not None
+    assert sorted(path.name for path in adopted.base.iterdir()) == ["disk", "initrd", "vmlinuz"]
+    assert (adopted.base / "disk").read_bytes() == (site.layers.base / "disk").read_bytes()
+    assert [path.name for path in adopted.app.iterdir()] == ["disk.qcow2"]
+    whole = shown(site.layers.app / "disk.qcow2", site.layers.base / "disk", "qcow2", tmp_path)
+    assert shown(adopted.app / "disk.qcow2", adopted.base / "disk", "qcow2", tmp_path) == whole
+    assert (adopted.app / "disk.qcow2").stat().st_size < 2 << 20
+
+    layout = AppLayout(
+        APP_ID, "veteran", tmp_path / "app", config.parse(adopted.config), base=adopted.base, app=adopted.app
+    )
+    site.backend.create(layout)
+    try:
+        site.backend.start(layout)
+        assert wait_for(site, layout, r"ready 1 boot=\w+ base=(\S+) app=(\S+)") == ("base-1", "app-1")
+        with pytest.raises(BackendError, match="no machine"):
+            site.backend.adopt("nobody", into, None)
+        with pytest.raises(BackendError, match="is running"):
+            site.backend.adopt(domain.name_of(APP_ID), into, None)
+    finally:
+        site.backend.destroy(layout)
+
+
+def test_without_a_chain_the_disk_is_the_base(sites: Sites, existing: Existing, tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    connection = Connection(sites.a.node.settings.libvirt_uri)
+    description = connection.run(lambda hypervisor: str(hypervisor.lookupByName(existing.name).XMLDesc()))
+    lone = description.replace(str(existing.top), str(existing.bottom))
+    connection.run(lambda hypervisor: hypervisor.defineXML(lone) and None)
+    adopted = sites.a.backend.adopt(existing.name, into, None)
+    assert adopted.base is not None
+    whole = (adopted.base / "disk").read_bytes()
+    assert whole == (sites.a.layers.base / "disk").read_bytes()
+    assert shown(adopted.app / "disk.qcow2", adopted.base / "disk", "qcow2", tmp_path) == whole
+    assert (adopted.app / "disk.qcow2").stat().st_size < 1 << 20
+
+
+def test_with_a_base_given_the_app_is_the_difference(sites: Sites, existing: Existing, tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    base = sites.b.layers.base
+    adopted = sites.a.backend.adopt(existing.name, into, base)
+    assert adopted.base is None
+    assert sorted(path.name for path in adopted.app.iterdir()) == ["disk.qcow2", "initrd", "vmlinuz"]
+    whole = shown(sites.a.layers.app / "disk.qcow2", base / "disk", "qcow2", tmp_path)
+    assert shown(adopted.app / "disk.qcow2", base / "disk", "qcow2", tmp_path) == whole
+    assert (adopted.app / "disk.qcow2").stat().st_size < 2 << 20
