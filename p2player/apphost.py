@@ -19,15 +19,18 @@ from typing import TypeVar
 import trio
 
 from backends import errors as engine_errors
+from backends import procfs
 from backends.base import AppLayout, Backend, Checkpoint, EngineState, Started, Status, Workspace
 from backends.errors import BackendError
 from backends.folders import remove_tree
 from backends.hooks import run_hook
+from backends.memory import anonymous_bytes
 from chunkstore.digest import LayerId
 from p2player import appstate, faults
 from p2player.apprecord import AppRecord, AppShelf, moved
 from p2player.appstate import AppState
 from p2player.errors import Failed, NotFound, P2PlayerError, Refused
+from p2player.proto.handoff.messages import MEMORY_FACT
 
 THREADS = 16
 
@@ -213,6 +216,23 @@ class HostedApp:
         if self.record.state is AppState.FAILED:
             self.tell("failed", self.record.reason, _exit_code(outcome))
         raise told(outcome) from outcome
+
+    async def facts(self, layout: AppLayout) -> dict[str, str]:
+        """What the engine says that another machine must match to restore its memory, and how much memory that is.
+
+        Where the engine does not tell, that is looked up of its processes: without it a migration would take a large
+        application for a small one, and go without pre-copy.
+        """
+
+        def work() -> dict[str, str]:
+            facts = dict(self.backend.facts(layout))
+            if self.backend.capabilities.live and MEMORY_FACT not in facts:
+                pid = self.backend.status(self.workspace).pid
+                family = () if pid is None else (pid, *(process.pid for process in procfs.descendants(pid)))
+                facts[MEMORY_FACT] = str(anonymous_bytes(family))
+            return facts
+
+        return await self._around.in_thread(work)
 
     async def save(self, layout: AppLayout) -> Checkpoint:
         """Have the engine bring the instance folder up to date while it runs.

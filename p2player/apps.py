@@ -244,7 +244,7 @@ class Apps:
         async with app.lock:
             if not app.alive:
                 return {}
-            return await self._around.in_thread(app.backend.facts, await app.layout())
+            return await app.facts(await app.layout())
 
     async def suspend(self, app_id: str, *, memory: bool = True) -> Checkpoint:
         """End the application so that its instance folder is final; the record says `suspended`.

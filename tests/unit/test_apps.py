@@ -1,6 +1,7 @@
 """Applications of a node over an engine that lives in memory, and so outlives the node like a real one."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -484,6 +485,20 @@ async def test_engines_are_asked_about_running_applications_only(site: Site) -> 
     assert await apps.mismatches("fake", {"cpu": "new"}) == ["not new"]
     await apps.stop(app_id)
     assert (await apps.obstacles(app_id), await apps.facts(app_id)) == ([], {})
+
+
+async def test_how_much_memory_moves_is_looked_up_where_the_engine_does_not_tell(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apps, app_id = await running(site)
+    site.engine.capabilities = replace(CAPABILITIES, live=True)
+    site.engine.states[app_id] = Status(EngineState.RUNNING, os.getpid(), Moment.now())
+    facts = await apps.facts(app_id)
+    assert facts["cpu"] == "old" and int(facts["memory_bytes"]) > 1 << 20
+    site.engine.states[app_id] = Status(EngineState.RUNNING, None, Moment.now())
+    assert (await apps.facts(app_id))["memory_bytes"] == "0"
+    monkeypatch.setattr(site.engine, "facts", lambda _layout: {"memory_bytes": "7"})
+    assert await apps.facts(app_id) == {"memory_bytes": "7"}
 
 
 async def test_an_engine_that_cannot_save_memory_refuses(site: Site) -> None:
