@@ -14,7 +14,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ _CHECKED_FOR_S = 300.0
 _VERSION = re.compile(r"\d+(\.\d+){1,3}", re.ASCII)
 _LOG_TAIL_BYTES = 256 << 10
 _MAX_WHY = 400
+_MAX_STATS = 4096
 
 # Instruction sets and register state that programs choose their code by; the rest of the flags is the kernel's affair.
 _FLAG = re.compile(
@@ -138,6 +139,48 @@ def _reasons(text: str) -> str:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         reasons = lines[-1:] or ["no reason given"]
     return "".join(letter if letter.isprintable() else " " for letter in "; ".join(reasons[:3]))[:_MAX_WHY]
+
+
+def paused_s(stats_path: Path) -> float | None:
+    """How long a dump kept the processes stopped, by CRIU's `stats-dump`; None when that cannot be read.
+
+    The file is two magic numbers, a length, and the protobuf message of CRIU's `stats.proto`: in field 1 the dump's
+    own message, with the microseconds of freezing and of being frozen in its fields 1 and 2.
+    """
+    try:
+        data = stats_path.read_bytes()[:_MAX_STATS]
+        outer = dict(_fields(data[12 : 12 + int.from_bytes(data[8:12], "little")]))
+        inner = dict(_fields(outer[1])) if isinstance(outer[1], bytes) else {}
+        return (int(inner[1]) + int(inner[2])) / 1e6
+    except (OSError, IndexError, KeyError, ValueError):
+        return None
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message that has only integers and messages."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = message[place]
+            place += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+            if shift > 63:
+                raise ValueError("a number is too long")
+
+    while place < len(message):
+        key = varint()
+        value: int | bytes = varint()
+        if key & 7 == 2:
+            value, place = message[place : place + int(value)], place + int(value)
+        elif key & 7 != 0:
+            raise ValueError("a field of an unknown kind")
+        yield key >> 3, value
 
 
 def facts(path: Path | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ fit, they are given relative to the deepest folder that they have in common.
 """
 
 import ctypes
+import errno
 import os
 import re
 import threading
@@ -69,19 +70,32 @@ def mount(lowers: Sequence[Path], upper: Path, work: Path, target: Path, *, moun
     _apart(act, mount_ns_pid)
 
 
-def unmount(target: Path, *, mount_ns_pid: int | None = None) -> None:
+def unmount(target: Path, *, mount_ns_pid: int | None = None, hurry: bool = False) -> None:
     """Undo `mount`; the mount goes at once even where something below is in use. Idempotent.
+
+    Args:
+        hurry: do not wait until the kernel has written back what is dirty on the disk, of whomever, as it does when a
+            file system goes; it is gone from `target` nevertheless.
 
     Raises:
         OverlayError: the kernel refused.
     """
     while is_mounted(target, mount_ns_pid=mount_ns_pid):
         path = os.fsencode(os.path.abspath(target))
+        held: list[int] = []
 
-        def act(path: bytes = path) -> None:
-            _check(_libc.umount2(path, _MNT_DETACH), f"unmount {target}")
+        def act(path: bytes = path, held: list[int] = held) -> None:
+            if hurry:
+                held.append(os.open(path, os.O_PATH | os.O_CLOEXEC))  # the file system lives on until this is closed
+            # "Invalid" is one that somebody else has just undone.
+            if _libc.umount2(path, _MNT_DETACH) != 0 and ctypes.get_errno() != errno.EINVAL:
+                _check(-1, f"unmount {target}")
 
-        _apart(act, mount_ns_pid)
+        try:
+            _apart(act, mount_ns_pid)
+        finally:
+            for handle in held:
+                threading.Thread(target=os.close, args=(handle,), name="unmount").start()
 
 
 def is_mounted(target: Path, *, mount_ns_pid: int | None = None) -> bool:

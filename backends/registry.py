@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 
-from backends.absent import AbsentBackend
-from backends.base import Backend, Capabilities, EngineSettings
+from backends.base import Backend, EngineSettings
 from backends.libvirt.backend import LibvirtBackend
 from backends.lxd.backend import LxdBackend
 from backends.process import ProcessBackend
-
-_MEMORY = Capabilities(live=True, cooperative=False, leave_running=True, root=True)
+from backends.runc import RuncBackend
 
 
 def builtin(settings: EngineSettings | None = None, *, healthy_after_s: float = 1.0) -> Mapping[str, Backend]:
@@ -20,7 +18,7 @@ def builtin(settings: EngineSettings | None = None, *, healthy_after_s: float = 
     """
     backends: tuple[Backend, ...] = (
         ProcessBackend(healthy_after_s=healthy_after_s),
-        AbsentBackend("runc", _MEMORY, [("runc", "--version")]),
+        RuncBackend(settings, healthy_after_s=healthy_after_s),
         LxdBackend(settings, healthy_after_s=healthy_after_s),
         LibvirtBackend(settings, healthy_after_s=healthy_after_s),
     )

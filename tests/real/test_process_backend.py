@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backends import applog, hooks, process, procfs, shim, spawn, supervised
+from backends import applog, hooks, procfs, shim, spawn, supervised
 from backends.base import AppLayout, EngineState
 from backends.errors import AlreadyRunning, BackendError, HookFailed, StartFailed, SuspendFailed
 from backends.folders import remove_tree
