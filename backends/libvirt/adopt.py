@@ -52,6 +52,11 @@ class Found:
     initrd: Path | None
     table: dict[str, str | int]
 
+    @property
+    def config(self) -> str:
+        """A configuration file. JSON's strings, numbers and booleans are TOML's."""
+        return "\n".join(["[libvirt]", *(f"{key} = {json.dumps(value)}" for key, value in self.table.items())]) + "\n"
+
 
 def adopt(connection: Connection, source: str, into: Path, base: Path | None) -> Adopted:
     """See `backends.base.Adopter`.
@@ -80,7 +85,7 @@ def adopt(connection: Connection, source: str, into: Path, base: Path | None) ->
             _copy_boot_files(found, app_out)
     except OSError as error:
         raise NotAdoptable(f"cannot copy {error.filename or into}: {error.strerror}") from error
-    return Adopted(None if base is not None else base_out, app_out, _config(found))
+    return Adopted(None if base is not None else base_out, app_out, found.config)
 
 
 def examine(description: str) -> Found:
@@ -225,8 +230,3 @@ def _copy_boot_files(found: Found, layer: Path) -> None:
     for path, name in ((found.kernel, "vmlinuz"), (found.initrd, "initrd")):
         if path is not None:
             (layer / name).write_bytes(path.read_bytes())
-
-
-def _config(found: Found) -> str:
-    """TOML; JSON's strings, numbers and booleans are the same there."""
-    return "\n".join(["[libvirt]", *(f"{key} = {json.dumps(value)}" for key, value in found.table.items())]) + "\n"

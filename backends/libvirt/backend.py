@@ -193,7 +193,9 @@ class LibvirtBackend:
         if machine.look() is Seen.GONE:
             saved = savefile.description(self._connection, savefile.path_of(layout))
             return {} if saved is None else facts.of_machine(domain.parse(saved), self._host())
-        return facts.of_machine(domain.parse(machine.description(portable=True)), self._host())
+        found = facts.of_machine(domain.parse(machine.description(portable=True)), self._host())
+        there = savefile.size_bytes(layout)
+        return {**found, "memory_bytes": str(max(0, machine.memory_bytes() - there))}
 
     def mismatches(self, facts_there: Mapping[str, str]) -> Sequence[str]:
         """Compare versions, machine types and processors; and find out whether KVM works, where that is asked for."""

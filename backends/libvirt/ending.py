@@ -29,7 +29,7 @@ _WHEN = "%Y-%m-%d %H:%M:%S.%f%z"
 
 def reason(uri: str | None, name: str, started_wall_s: float) -> str | None:
     """libvirt's word for the end of the machine that started then; None when it cannot be read."""
-    for folder in _folders(uri):
+    for folder in folders(uri):
         with contextlib.suppress(OSError):
             found = _last(folder / f"{name}.log", started_wall_s)
             if found is not None:
@@ -51,7 +51,8 @@ def _last(path: Path, started_wall_s: float) -> str | None:
     return word.decode() if ended_wall_s >= started_wall_s - _SLACK_S else None
 
 
-def _folders(uri: str | None) -> list[Path]:
+def folders(uri: str | None) -> list[Path]:
+    """Where that libvirtd may keep the logs of machines."""
     parts = urllib.parse.urlsplit(uri or "qemu:///system")
     if parts.path == "/session":
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

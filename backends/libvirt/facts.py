@@ -4,6 +4,7 @@
     machine    QEMU's machine type, which has a version
     qemu       version of the QEMU that runs it: a newer one reads what an older one wrote, not the other way round
     cpu        with KVM: model and features that the guest was given, as libvirt names them
+    memory_bytes   what saved memory adds to the instance folder
 
 An emulated processor has the same features on every host; with KVM they are those of the host.
 """

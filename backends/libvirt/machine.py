@@ -135,6 +135,16 @@ class VirtualMachine:
         """Call off a save or a snapshot that takes too long."""
         self._with(lambda machine: machine.abortJob())
 
+    def memory_bytes(self) -> int:
+        """How large a file of its memory will be at most: pages that it never touched are not written."""
+
+        def work(machine: Any) -> int:
+            found = machine.memoryStats()
+            sizes = [found[key] for key in ("actual", "rss") if key in found]
+            return 1024 * min(sizes, default=0)
+
+        return self._with(work)
+
     def block_job(self, disk: str) -> bool:
         """Whether libvirt copies or joins images of that disk just now."""
         return self._with(lambda machine: bool(machine.blockJobInfo(disk)))

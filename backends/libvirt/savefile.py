@@ -42,6 +42,14 @@ def complete(path: Path) -> bool:
         return False
 
 
+def size_bytes(workspace: Workspace) -> int:
+    """What memory takes in the state folder already, be it of a round."""
+    try:
+        return path_of(workspace).lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def description(connection: Connection, path: Path) -> str | None:
     """The description of the machine whose memory that is; None unless it may be continued."""
     if not complete(path):
