@@ -4,7 +4,9 @@ What is in it must stand a checkpoint and be the same at the next node: no termi
 no cgroup file system, and nothing of the host but its kernel. See the OCI runtime specification, 1.0.2, `config.md`.
 """
 
+import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from backends.errors import ConfigError
 _USER = re.compile(r"(\d{1,9})(?::(\d{1,9}))?", re.ASCII)
 _SIZE = re.compile(r"(\d{1,15})\s*([KMGT]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 _LEAST_MEMORY = 4 << 20
+_MAX_DEVICES = 32
 
 # What Docker and containerd give the root of a container.
 _CAPABILITIES = [
@@ -76,6 +79,7 @@ class Options:
     Attributes:
         tcp_established: open TCP connections are saved and restored; else they keep it from being suspended.
         memory_max: bytes that it may use; None for no limit.
+        devices: of the host, to be there too; an application that holds one open cannot be suspended.
     """
 
     network: appnet.Network
@@ -84,6 +88,7 @@ class Options:
     cwd: str = IN_CONTAINER.state
     uid: int = 0
     gid: int = 0
+    devices: tuple[str, ...] = ()
 
 
 def parse(config: AppConfig) -> Options:
@@ -93,7 +98,7 @@ def parse(config: AppConfig) -> Options:
         ConfigError: an unknown key, or a value that makes no sense.
     """
     table = config.engines.get("runc", {})
-    known = appnet.KEYS | {"tcp_established", "memory_max", "cwd", "user"}
+    known = appnet.KEYS | {"tcp_established", "memory_max", "cwd", "user", "devices"}
     for key in sorted(table.keys() - known):
         raise ConfigError(f"runc.{key}", "unknown key")
     tcp_established = table.get("tcp_established", True)
@@ -106,6 +111,9 @@ def parse(config: AppConfig) -> Options:
     match = _USER.fullmatch(user) if isinstance(user, str) else None
     if match is None:
         raise ConfigError("runc.user", "must be numbers, as in 1000 or 1000:1000")
+    devices = table.get("devices", [])
+    if not isinstance(devices, list) or len(devices) > _MAX_DEVICES or not all(map(_is_device_path, devices)):
+        raise ConfigError("runc.devices", 'must be a list of paths, as in ["/dev/fuse"]')
     return Options(
         network=appnet.parse("runc", table, default="host"),
         tcp_established=tcp_established,
@@ -113,7 +121,31 @@ def parse(config: AppConfig) -> Options:
         cwd=cwd,
         uid=int(match[1]),
         gid=int(match[2] or 0),
+        devices=tuple(devices),
     )
+
+
+def _is_device_path(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("/dev/") and "\0" not in value and ".." not in value
+
+
+def _device(path: str) -> dict[str, Any]:
+    """One device of the host, for `linux.devices`."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ConfigError("runc.devices", f"{path}: {error.strerror}") from error
+    if not stat.S_ISCHR(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+        raise ConfigError("runc.devices", f"{path} is no device")
+    return {
+        "path": path,
+        "type": "c" if stat.S_ISCHR(found.st_mode) else "b",
+        "major": os.major(found.st_rdev),
+        "minor": os.minor(found.st_rdev),
+        "fileMode": stat.S_IMODE(found.st_mode),
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+    }
 
 
 def _memory(table: Mapping[str, Any]) -> int | None:
@@ -147,7 +179,11 @@ def spec(
     namespaces: list[dict[str, str]] = [{"type": name} for name in ("pid", "ipc", "uts", "mount")]
     if netns is not None:
         namespaces.append({"type": "network", "path": str(netns)})
-    resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
+    devices = [_device(path) for path in options.devices]
+    allowed = [
+        {"allow": True, "access": "rw"} | {key: one[key] for key in ("type", "major", "minor")} for one in devices
+    ]
+    resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}, *allowed]}
     if options.memory_max is not None:
         resources["memory"] = {"limit": options.memory_max}
     env = environment(layout, extra, IN_CONTAINER)
@@ -172,6 +208,7 @@ def spec(
             "namespaces": namespaces,
             "cgroupsPath": cgroup,
             "resources": resources,
+            "devices": devices,
             "maskedPaths": _MASKED,
             "readonlyPaths": _READ_ONLY,
         },
