@@ -6,6 +6,7 @@ three: it resolves what a user calls a layer, brings it here when it is wanted h
 Looking layers up is `listing`; this module changes things.
 """
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -308,7 +309,9 @@ class Layers(LayerListing):
         await self.fetch(layer)
         manifest = await self.manifest(layer)
         older = await self._trees.first(relative.layer for relative in await self._transfers.relatives(layer))
-        await trio.to_thread.run_sync(partial(checkout, self._store, manifest, path, reuse=older))
+        done = await trio.to_thread.run_sync(partial(checkout, self._store, manifest, path, reuse=older))
+        if os.geteuid() == 0 and any(done.skipped.values()):  # else it is known: an ordinary user may not
+            self._log.warning("a checkout is not exact", layer=layer.hex()[:16], **done.skipped)
 
     async def sweep_trees(self, idle_s: float) -> int:
         """Remove the trees that no app here uses and nobody asked for in the last `idle_s` seconds; how many."""

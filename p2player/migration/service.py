@@ -5,6 +5,7 @@ register                 the open migrations and those that are over
   leftover               journals for which no migration is open
   driver                 runs one machine of `p2player.proto.handoff`
   source, destination    what the two ends do when their machine says so
+  preflight, ports       what a destination looks at before anything moves
   images, basis          the sealed content of the instance layer, and what is kept of it for the way back
   rows, history          what is told, and what is remembered
 commands                 plan, start, cancel, recover
