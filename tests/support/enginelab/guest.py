@@ -65,7 +65,7 @@ fi
 n=0; while [ $n -lt 50 ] && [ ! -b /dev/vda ]; do sleep 0.05; n=$((n+1)); done
 mount -t ext4 /dev/vda /mnt
 boot=$(cut -c1-8 /proc/sys/kernel/random/boot_id)
-if [ -n "$fill" ]; then mount -t tmpfs -o size=90% tmpfs /ram; head -c ${fill}M /dev/urandom > /ram/fill; fi
+if [ -n "$fill" ]; then mount -t tmpfs -o size=90% tmpfs /ram; dd if=/dev/urandom of=/ram/fill bs=1M count=$fill 2>/dev/null; fi
 [ -n "$life" ] && { sleep $life; sync; poweroff -f; } &
 [ -n "$panic_after" ] && { sleep $panic_after; echo c > /proc/sysrq-trigger; } &
 n=1
@@ -110,7 +110,7 @@ def layers(cache: Path = CACHE) -> GuestLayers:
         GuestUnavailable: a program is missing, or the kernel's package cannot be had.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    made = cache / "guest-2"
+    made = cache / "guest-3"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.is_dir():
