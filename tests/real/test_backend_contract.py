@@ -22,7 +22,7 @@ from backends import applog, config
 from backends.base import AppLayout, Backend, EngineState, Hooks, Started
 from backends.errors import AlreadyRunning, BackendError, NotRunning, StartFailed, SuspendFailed
 from tests.support import apps
-from tests.support.apps import executing
+from tests.support.apps import executing, toml
 from tests.support.contract import engines, leftovers, programs
 from tests.support.contract.rigs import HERE, THERE, Rig
 from tests.support.waiting import eventually
@@ -196,9 +196,9 @@ def test_own_facts_match_everywhere_here(rig: Rig, backend: Backend, running: Ru
 def test_facts_of_another_machine_are_refused(rig: Rig, backend: Backend, running: Running) -> None:
     if not rig.facets.memory:
         pytest.skip("no memory moves")
-    (sentence,) = rig.backend(THERE).mismatches(rig.of_another_cpu(backend.facts(running.layout)))
-    assert "\n" not in sentence
-    assert len(sentence) > 10
+    found = rig.backend(THERE).mismatches(rig.of_another_cpu(backend.facts(running.layout)))
+    assert found
+    assert all(sentence.isprintable() and len(sentence) > 10 for sentence in found)
 
 
 def test_strange_facts_do_no_harm(backend: Backend, running: Running) -> None:
@@ -282,7 +282,7 @@ def test_stop_is_clean_can_be_repeated_and_keeps_the_files(rig: Rig, backend: Ba
     assert status.state is EngineState.EXITED
     assert status.exit is not None
     assert (status.exit.asked, status.exit.forced) == (True, False)
-    assert status.exit.code == (0 if rig.facets.exit_known else None)
+    assert status.exit.code in ({0} if rig.facets.exit_known else {0, None})
     assert not executing(pid)
     assert rig.processes(layout) == []
 
@@ -312,7 +312,7 @@ def test_a_program_that_ends_at_once_has_not_started(rig: Rig, make: Make) -> No
     assert caught.value.executed
     status = backend.status(layout)
     assert not status.executing
-    assert rig.processes(layout) == []
+    eventually(lambda: not rig.processes(layout))
     if rig.facets.exit_known:
         assert caught.value.exit is not None
         assert caught.value.exit.code == 4
@@ -374,8 +374,9 @@ def test_restore_elsewhere_continues(rig: Rig, backend: Backend, make: Make) -> 
     assert executing(started.pid)
     after = counted(there, destination, above=last.count)
     assert (after.token == last.token) == rig.facets.memory
-    assert len(starts(there, destination)) == (0 if rig.facets.memory else 1)
-    assert ticks(there, destination)[0].count <= last.count + 40  # and not much was counted unseen
+    came = starts(backend, source) if rig.facets.log_moves else []
+    assert starts(there, destination)[: len(came)] == came
+    assert len(starts(there, destination)) - len(came) == (0 if rig.facets.memory else 1)
 
     backend.destroy(source)  # as after a migration: which must not touch the other node's copy
     assert counted(there, destination, above=after.count).token == after.token
@@ -404,8 +405,8 @@ def test_suspended_without_its_memory_it_starts_afresh_elsewhere(rig: Rig, backe
     there.restore(destination)
     after = counted(there, destination, above=before.count)
     assert after.token != before.token
-    assert len(starts(there, destination)) == 1
-    assert starts(there, destination)[0] >= before.count
+    assert len(starts(there, destination)) == (2 if rig.facets.log_moves else 1)
+    assert starts(there, destination)[-1] >= before.count
 
 
 def test_a_damaged_instance_is_refused_and_nothing_runs(rig: Rig, backend: Backend, make: Make) -> None:
@@ -488,7 +489,7 @@ def test_how_it_ended_is_known_after_the_node_was_gone(rig: Rig, backend: Backen
     eventually(lambda: not backend.status(layout).executing, within_s=30)
     status = backend.status(layout)
     assert status.state in ({EngineState.EXITED} if rig.facets.exit_known else {EngineState.EXITED, EngineState.LOST})
-    assert rig.processes(layout) == []
+    eventually(lambda: not rig.processes(layout))
     if rig.facets.exit_known:
         assert status.exit is not None
         assert (status.exit.code, status.exit.asked) == (7, False)
@@ -501,7 +502,9 @@ def test_an_unknown_key_of_the_engines_table_is_an_error(rig: Rig, backend: Back
     if not rig.facets.memory:
         pytest.skip("has no table")
     layout = rig.layout(programs.COUNTER)
-    wrong = dataclasses.replace(layout, config=config.parse(f'command = ["x"]\n[{rig.name}]\nno_such_key = 1\n'))
+    wrong = dataclasses.replace(
+        layout, config=config.parse(toml(command=rig.words() or None) + rig.tables("no_such_key = 1"))
+    )
     with pytest.raises(BackendError, match="no_such_key"):
         backend.create(wrong)
     backend.destroy(layout)

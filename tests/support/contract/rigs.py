@@ -34,6 +34,7 @@ class Facets:
         memory: it moves with the application; else the application is asked to write it down.
         exit_known: how an application ended by itself is known, by its exit code.
         absent_command: a command that does not exist is noticed before anything was executed.
+        log_moves: what was printed moves with the instance.
         prints_fast: megabytes of output take less than seconds.
         healthy_after_s: the shortest life that makes sense to ask for.
     """
@@ -42,6 +43,7 @@ class Facets:
     exit_known: bool
     absent_command: bool
     prints_fast: bool
+    log_moves: bool
     healthy_after_s: float
 
 
@@ -97,9 +99,9 @@ class Rig(ABC):
         """The command of a configuration that runs the program of the app layer; none where the guest knows it."""
         return ["/bin/sh", "{app}/main.sh"]
 
-    def tables(self) -> str:
-        """The engine's own table of a configuration."""
-        return ""
+    def tables(self, line: str = "") -> str:
+        """The engine's own table of a configuration, with one more line."""
+        return f"[{self.name}]\n{line}\n" if line else ""
 
     def backend(self, node: int = HERE, *, healthy_after_s: float | None = None) -> Backend:
         """A fresh one, as a node that has just started has."""
@@ -147,7 +149,9 @@ class ProcessRig(Rig):
     """The embedded backend: needs nothing."""
 
     name = "process"
-    facets = Facets(memory=False, exit_known=True, absent_command=True, prints_fast=True, healthy_after_s=0.05)
+    facets = Facets(
+        memory=False, exit_known=True, absent_command=True, prints_fast=True, log_moves=False, healthy_after_s=0.05
+    )
     instance = frozenset({"count"})
     family = 3
 
