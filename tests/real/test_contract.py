@@ -171,8 +171,11 @@ def test_the_rest_of_the_commands_exist(one: LocalNode, trees: Path) -> None:
     for refused in (["node", "revoke", "two"], ["authority", "grant", "two"]):
         fails(one, 5, *refused)
     create = ["app", "create", "c", "--base", "popular", "--app", "popular", "--config", str(trees / "run.toml")]
-    for backend in ("runc", "lxd", "libvirt"):
-        fails(one, 5, *create, "--backend", backend)
+    for row in one.json("backends"):
+        if not row["available"]:
+            fails(one, 5, *create, "--backend", row["name"])
+    fails(one, 2, *create, "--backend", "nonsense")
+    fails(one, 5, "app", "adopt", "c", "--backend", "process")
     fails(one, 3, "migrate", "nothing", "--to", "two")
     fails(one, 3, "migrations", "cancel", "0" * 32)
     for usage in (["layer", "pull"], ["nonsense"], ["warm", "popular"], ["migrate", "x"]):
