@@ -55,6 +55,7 @@ FACE_PORT = 7001
 
 # Drivers of graphics cards and what these are made with: loaded by programs that draw on a screen.
 _NO_SCREEN = (
+    "fonts-dejavu-core",
     "libgl1-mesa-dri",
     "libllvm15",
     "libz3-4",
@@ -97,7 +98,7 @@ APPLICATIONS = _table(
         384,
         ports=(PROBE_PORT, FACE_PORT),
         packages=("python3-opencv", "opencv-data"),
-        without=_NO_SCREEN,
+        without=(*_NO_SCREEN, "proj-data", "gdal-data", "gdal-plugins"),  # maps of the earth
         prepare="/usr/bin/python3 -B /opt/p2p/make_faces.py /opt/p2p/faces.avi",
         programs=("/usr/bin/python3 -B /opt/p2p/faces.py",),
         modules=("faces.py", "make_faces.py"),

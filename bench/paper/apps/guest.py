@@ -83,7 +83,7 @@ def build(workshop: Workshop, folder: Path) -> None:
         (root / "modules/order").write_text("".join(f"{name.rpartition('/')[2]}\n" for name in _MODULES))
         (root / "init").write_text(_INIT)
         (root / "init").chmod(0o755)
-        packages.date(root)
+        packages.date(root, 0.0)
         packed = shlex.quote(str(folder / "initrd"))
         # busybox's cpio can be told to leave inode numbers out by the order only: names are sorted.
         cpio = f"find . | LC_ALL=C sort | {shlex.quote(busybox)} cpio -o -H newc 2>/dev/null | gzip -n -9 > {packed}"

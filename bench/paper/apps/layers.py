@@ -10,6 +10,7 @@ work folder that older sources filled is no trap. The same sources and packages 
 
 import hashlib
 import shutil
+import time
 from pathlib import Path
 
 from bench.data.workshop import Workshop
@@ -63,6 +64,7 @@ def app_layer(
     base = base_layer(workshop, "container") / "rootfs"
 
     def build(folder: Path) -> None:
+        began_s = time.time() - packages.CLOCK_S
         upper = folder / "rootfs"
         place = upper / roots.PLACE
         place.mkdir(parents=True)
@@ -73,7 +75,7 @@ def app_layer(
             packages.install(workshop, base, application.packages, application.without, application.prepare, upper)
             for path in place.glob("make_*"):
                 path.unlink()
-        packages.date(upper)
+        packages.date(upper, began_s)
 
     tree = workshop.ingredient(_name(variant, "container", recipe), build)
     if platform == "container":
@@ -94,9 +96,10 @@ def settings_of(application: Application, ram_mb: int, rewrite_bytes_s: int) -> 
 
 
 def _base_tree(workshop: Workshop, folder: Path) -> None:
+    began_s = time.time() - packages.CLOCK_S
     roots.build(workshop, folder / "rootfs")
     (folder / "metadata.yaml").write_text(_METADATA)
-    packages.date(folder)
+    packages.date(folder, began_s)
 
 
 def _sources(*more: str) -> str:

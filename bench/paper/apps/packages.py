@@ -7,6 +7,7 @@ is of an image that was built by hand. That happens in namespaces which end with
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,17 @@ from bench.data.pair import OLD_TIME_S, Unavailable
 from bench.data.workshop import Workshop
 
 SUITE = "bookworm"
+CLOCK_S = 1.0
+"""The kernel's time of files may be behind the clock's by a tick."""
 
-UNUSED = ("doc", "man", "info", "locale", "lintian", "bash-completion", "icons", "gtk-doc", "X11/locale", "pixmaps")
-"""Folders of /usr/share that nothing here reads."""
+UNUSED = (
+    *(f"usr/share/{name}" for name in ("bash-completion", "doc", "fonts", "gtk-doc", "icons", "info", "lintian")),
+    *(f"usr/share/{name}" for name in ("locale", "man", "pixmaps", "X11/locale")),
+    # Drivers of graphics cards, for coding video on them.
+    "usr/lib/x86_64-linux-gnu/mfx",
+    "usr/lib/x86_64-linux-gnu/libmfxhw64.so*",
+)
+"""Folders and files that nothing here reads."""
 PASSING = (
     "var/cache/*",
     "var/log/*",
@@ -67,6 +76,7 @@ def install(
         upper: holds files that lie there already, or does not exist.
     """
     contained.need_root("packages are installed in an overlay")
+    began_s = time.time() - CLOCK_S
     contained.need("dpkg", "chroot", "mount")
     scratch = workshop.scratch("install")
     try:
@@ -81,30 +91,29 @@ def install(
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
         options = f"lowerdir={base},upperdir={made},workdir={work}"
-        excluded = [f"--path-exclude=/usr/share/{name}/*" for name in UNUSED]
+        excluded = [f"--path-exclude=/{name if name.endswith('*') else name + '/*'}" for name in UNUSED]
         log = workshop.path / "install.log"
         log.unlink(missing_ok=True)
         command = ["sh", "-c", _INSTALL, "sh", str(root), str(debs), options, prepare, *_DPKG]
         if contained.run([*command, *excluded], log) != 0:
             raise Unavailable(f"installing {' '.join(packages)} failed: {contained.tail(log)}")
         policy.unlink()
-        settle(made, base)
+        settle(made, began_s, base)
         made.rename(upper)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def settle(tree: Path, base: Path | None = None) -> None:
-    """Take what would differ the next time out of a tree: caches, logs, times later than a fixed one.
+def settle(tree: Path, began_s: float, base: Path | None = None) -> None:
+    """Take what would differ the next time out of a tree: caches, logs, times of making.
 
     Args:
+        began_s: when making the tree began, in seconds since 1970.
         base: with one, `tree` is an overlay's upper folder over it: what is there as in the base goes as well.
     """
-    for pattern in PASSING:
+    for pattern in (*PASSING, *UNUSED):
         for path in tree.glob(pattern):
             _remove(path)
-    for name in UNUSED:
-        _remove(tree / "usr/share" / name)
     for top, folders, files in os.walk(tree, topdown=False):
         for name in files:
             path = Path(top, name)
@@ -119,19 +128,20 @@ def settle(tree: Path, base: Path | None = None) -> None:
                     os.removexattr(path, attribute, follow_symlinks=False)
             if not os.listdir(path) and _same(path, base / path.relative_to(tree)):
                 path.rmdir()
-    date(tree)
+    date(tree, began_s)
 
 
-def date(tree: Path) -> None:
+def date(tree: Path, began_s: float) -> None:
     """Give everything below `tree`, and itself, a time that does not depend on when it was made.
 
-    Files of packages keep theirs, which is of their packing; folders get the fixed one.
+    Files of packages keep theirs, which Python's compiled modules also hold; what is not older than `began_s` was made
+    here, and gets a fixed one, as all folders do.
     """
     for top, folders, files in os.walk(tree, topdown=False):
         for name in (*files, *folders):
             path = Path(top, name)
             status = path.lstat()
-            if status.st_mtime > OLD_TIME_S or (path.is_dir() and not path.is_symlink()):
+            if status.st_mtime >= began_s or (path.is_dir() and not path.is_symlink()):
                 os.utime(path, (OLD_TIME_S, OLD_TIME_S), follow_symlinks=False)
             for attribute in os.listxattr(path, follow_symlinks=False):
                 if attribute in {"trusted.overlay.origin", "trusted.overlay.impure"}:

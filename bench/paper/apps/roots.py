@@ -5,6 +5,7 @@ The same tree is the base of the containers, and the content of the disk of the 
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 from bench.data import contained, debs
@@ -26,6 +27,7 @@ _DAYS = 19675
 
 def build(workshop: Workshop, target: Path) -> None:
     """Make the tree at `target`, which does not exist yet."""
+    began_s = time.time() - packages.CLOCK_S
     contained.need_root("debootstrap makes a root file system")
     contained.need("debootstrap")
     tool = contained.find("debootstrap")
@@ -49,4 +51,4 @@ def build(workshop: Workshop, target: Path) -> None:
     init = target / "usr/sbin/init"
     init.write_text(_INIT)
     init.chmod(0o755)
-    packages.settle(target)
+    packages.settle(target, began_s)

@@ -39,6 +39,7 @@ class Client:
         self.log = log
         self._enter = tuple(enter)
         self._process: subprocess.Popen[bytes] | None = None
+        self._began_s = 0.0
 
     def start(self, timeout_s: float = 120.0) -> State:
         """Start to use the application; returns its state once it answers in all ways and is ready to be moved.
@@ -67,6 +68,7 @@ class Client:
         while True:
             state = self.snapshot()
             if state["ready"]:
+                self._began_s = time.monotonic()
                 return state
             if time.monotonic() > deadline:
                 raise ClientFailed(f"{self.key} was not ready in {timeout_s:.0f} s")
@@ -102,21 +104,24 @@ class Client:
                 raise ClientFailed(f"{self.key} did not answer again in {timeout_s:.0f} s")
             time.sleep(ASK_S)
 
-    def troubles(self, since_s: float = 0.0) -> list[str]:
-        """What broke or was forgotten after a time: connections, things in the application's own protocol."""
+    def troubles(self, since_s: float | None = None) -> list[str]:
+        """What broke or was forgotten after a time, or since `start` returned."""
+        since_s = self._began_s if since_s is None else since_s
         rows = (row for row in record.read(self.log) if row["what"] in {record.BROKEN, record.LOST})
         return [f"{row['channel']}: {row['why']}" for row in rows if row["at"] > since_s]
 
-    def kept(self, since_s: float = 0.0) -> bool:
-        """Every connection that was open at a time still is."""
+    def kept(self, since_s: float | None = None) -> bool:
+        """Every connection that was open at a time, or when `start` returned, still is."""
+        since_s = self._began_s if since_s is None else since_s
         return not any(row["at"] > since_s for row in record.read(self.log, record.BROKEN))
 
-    def verify(self, before: State, after: State, *, since_s: float = 0.0) -> None:
+    def verify(self, before: State, after: State, *, since_s: float | None = None) -> None:
         """Make sure that the application's state has survived, as it says itself and as its client saw it.
 
         Raises:
             StateLost: it has not.
         """
+        since_s = self._began_s if since_s is None else since_s
         verify(before, after)
         for row in record.read(self.log, record.LOST):
             if row["at"] > since_s:
