@@ -24,6 +24,7 @@ from backends.base import AppLayout, Workspace
 from backends.command import IN_CONTAINER, RUN_MARK
 from backends.errors import BackendError, BackendUnavailable, StopFailed
 from backends.folders import remove_tree
+from backends.packetlock import PacketLock
 from backends.procfs import ProcessId
 
 ENGINE_TIMEOUT_S = 600.0
@@ -32,8 +33,9 @@ ENGINE_TIMEOUT_S = 600.0
 _SWEEP_TIMEOUT_S = 5.0
 _TAIL_BYTES = 16 << 10
 _MAX_MESSAGE = 400
+_CLOSING = "tcp-close\n"
 _CRIU_OPTIONS = "ghost-limit 1073741824\nlink-remap\n"  # open files without a name, up to 1 GiB each
-_CGROUPS = tuple(Path("/sys/fs/cgroup") / name for name in ("", "pids", "freezer", "devices", "memory", "systemd"))
+_CGROUPS = Path("/sys/fs/cgroup")
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -70,14 +72,18 @@ class Container:
         self._work = run / "criu"
         self._message = run / "runc.log"
         self._network = appnet.Namespace(run / "netns", f"p2p{short}", node_netns)
+        self._lock = PacketLock(run / "packetlock", node_netns)
         # Two nodes on one machine may have the same application, one after the other.
         place = hashlib.blake2b(os.fsencode(os.path.abspath(run)), digest_size=4).hexdigest()
         self._cgroup = f"/p2player/{self.id}-{place}"
 
     # Making and removing
 
-    def furnish(self, layout: AppLayout, options: oci.Options, run: str) -> None:
+    def furnish(self, layout: AppLayout, options: oci.Options, run: str, *, closing: bool = False) -> None:
         """Mount the root, make the network and write config.json.
+
+        Args:
+            closing: have a restore close the open connections.
 
         Raises:
             BackendError, OSError: something is missing or refused.
@@ -87,12 +93,11 @@ class Container:
         layers = [overlay.lower_of(layout.app), overlay.lower_of(layout.base)]
         overlay.mount(layers, self._upper, self._run / "work", self._root)
         _make_beneath(self._root, IN_CONTAINER.state, options.uid, options.gid)
-        netns = self._node_netns
         if not options.network.host:
             self._network.create(options.network)
-            netns = self._network.place
+        netns = None if options.network.host else self._network.place
         criu_options = self._run / "criu.conf"
-        criu_options.write_text(_CRIU_OPTIONS)
+        criu_options.write_text(_CRIU_OPTIONS + (_CLOSING if closing else ""))
         document = oci.spec(
             layout, options, extra={RUN_MARK: run}, cgroup=self._cgroup, netns=netns, criu_config=criu_options
         )
@@ -123,18 +128,17 @@ class Container:
             with contextlib.suppress(EngineFailed):
                 self.run("delete", "--force", self.id)
         remove_tree(self._notes)
-        for root in _CGROUPS:
-            with contextlib.suppress(OSError):
-                os.rmdir(root / self._cgroup.lstrip("/"))
+        for group in self._cgroups():
+            _remove_cgroup(group)
         self._network.remove()
         if self._root.exists():
             overlay.unmount(self._root, hurry=True)
 
     def processes(self) -> list[ProcessId]:
         """Everything that executes in the container, by the kernel's own account."""
-        for root in _CGROUPS:
+        for group in self._cgroups():
             try:
-                text = (root / self._cgroup.lstrip("/") / "cgroup.procs").read_text()
+                text = (group / "cgroup.procs").read_text()
             except OSError:
                 continue
             found = [procfs.stat(int(line)) for line in text.split()]
@@ -142,12 +146,18 @@ class Container:
                 return alive
         return []
 
+    def _cgroups(self) -> list[Path]:
+        """Its groups in the one hierarchy of version 2, or in each of version 1."""
+        inner = self._cgroup.lstrip("/")
+        return [path for path in (_CGROUPS / inner, *_CGROUPS.glob(f"*/{inner}")) if path.is_dir()]
+
     # runc
 
     def command(self, *words: str | Path) -> list[str]:
         """The argv of a command of runc about this node's containers."""
         log = ["--log", str(self._message), "--log-format", "json"]
-        return ["runc", "--root", str(self._notes), *log, *map(str, words)]
+        enter = [] if self._node_netns is None else ["nsenter", f"--net={self._node_netns}"]
+        return [*enter, "runc", "--root", str(self._notes), *log, *map(str, words)]
 
     def environment(self) -> dict[str, str]:
         """For runc, which looks for `criu` in PATH."""
@@ -217,10 +227,16 @@ class Container:
             message = f"CRIU: {criu.why(self._work / 'restore.log')}"
         return message, resumed
 
+    def lacks_address(self) -> bool:
+        """Whether the last restore failed since an address of a connection is not here."""
+        return "Can't bind inet socket back: Cannot assign" in _tail(self._work / "restore.log")
+
     # CRIU
 
     def dump(self, options: oci.Options, *, leave_running: bool) -> None:
         """Have the memory written to a new folder; the processes end unless `leave_running`.
+
+        The node's packet filter then keeps their connections silent, until a restore or `release`.
 
         Raises:
             EngineFailed: with CRIU's reason; the processes go on.
@@ -228,11 +244,26 @@ class Container:
         self.forget_dump()
         self._new_images.mkdir(mode=0o700)
         words: list[str | Path] = ["--leave-running"] if leave_running else []
+        locking = options.network.host and options.tcp_established and not leave_running
+        before = self._lock.rules() if locking else set()
         try:
             self.run("checkpoint", *words, *self._criu_words(self._new_images, options), self.id)
         except EngineFailed as error:
             reason = f"CRIU: {criu.why(self._work / 'dump.log')}" if "criu failed" in str(error) else str(error)
             raise EngineFailed(reason) from error
+        if locking:
+            self._lock.remember(before)
+
+    def restored(self) -> None:
+        """The memory is back in processes: no images are left that could be restored again."""
+        self._lock.forget()
+        remove_tree(self.images)
+
+    def release(self) -> None:
+        """The memory is not wanted any more: remove what is left of it."""
+        self._lock.release()
+        self.forget_dump()
+        remove_tree(self.images)
 
     def forget_dump(self) -> None:
         """Nothing is left of a dump that was not taken."""
@@ -266,6 +297,13 @@ class Container:
     def _criu_words(self, images: Path, options: oci.Options) -> Sequence[str | Path]:
         tcp = ["--tcp-established"] if options.tcp_established else []
         return ["--image-path", images, "--work-path", self._work, "--file-locks", *tcp]
+
+
+def _remove_cgroup(group: Path) -> None:
+    """Remove a group with those that the application made in it; one that is in use stays."""
+    for place, _, _ in os.walk(group, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(place)
 
 
 def _tail(path: Path) -> str:

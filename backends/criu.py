@@ -131,8 +131,8 @@ def _reasons(text: str) -> str:
         if not mark:
             continue
         reason = error.partition("): ")[2].strip()
-        # CRIU says so of every rlimit that it may not raise, and goes on.
-        boring = re.search(r"(Dumping|Restoring) FAILED|Can't setup RLIMIT|^$", reason)
+        # CRIU says so of every rlimit that it may not raise, and goes on; its own end is no cause either.
+        boring = re.search(r"(Dumping|Restoring) FAILED|Can't setup RLIMIT|cgroupd: recv|^$", reason)
         if not boring and reason not in reasons:
             reasons.append(reason)
     if not reasons:

@@ -111,9 +111,7 @@ class RuncBackend:
     def start(self, layout: AppLayout) -> Started:
         """`runc run`; images of an earlier life are removed first."""
         options = self._prepare(layout)
-        container = self._container(layout)
-        container.forget_dump()
-        remove_tree(container.images)
+        self._container(layout).release()
         return self._launch(layout, options, restoring=False)
 
     def stop(self, workspace: Workspace) -> None:
@@ -168,17 +166,28 @@ class RuncBackend:
         return self.restore(layout) if status.state is EngineState.SUSPENDED else self.start(layout)
 
     def restore(self, layout: AppLayout) -> Started:
-        """`runc restore` from `state/images`; a start where there are none."""
-        images = self._container(layout).images
-        if not images.exists():
+        """`runc restore` from `state/images`; a start where there are none.
+
+        Connections cannot go on where the address is not that they were made with; the application then finds them
+        closed, as after any failure of the network.
+        """
+        container = self._container(layout)
+        if not container.images.exists():
             return self.start(layout)
-        started = self._launch(layout, self._prepare(layout), restoring=True)
-        remove_tree(images)
+        options = self._prepare(layout)
+        try:
+            started = self._launch(layout, options, restoring=True)
+        except StartFailed as error:
+            if error.executed or not container.lacks_address():
+                raise
+            started = self._launch(layout, options, restoring=True, closing=True)
+        container.restored()
         return started
 
     def destroy(self, workspace: Workspace) -> None:
         """Stop, then delete run folder, state folder and log."""
         self.stop(workspace)
+        self._container(workspace).release()
         for folder in (workspace.run_dir, workspace.state_dir):
             remove_tree(folder)
         applog.remove(str(workspace.log_path))
@@ -223,13 +232,13 @@ class RuncBackend:
         self._container(layout).clear()
         return options
 
-    def _launch(self, layout: AppLayout, options: oci.Options, *, restoring: bool) -> Started:
+    def _launch(self, layout: AppLayout, options: oci.Options, *, restoring: bool, closing: bool = False) -> Started:
         """Furnish the container, have a shim run the launcher, and see the application live a while."""
         container = self._container(layout)
         run = secrets.token_hex(16)
         log_mark = applog.mark(str(layout.log_path))
         try:
-            container.furnish(layout, options, run)
+            container.furnish(layout, options, run, closing=closing)
             spec = shim.Spec(
                 run=run,
                 argv=container.launcher(options, restoring=restoring),
@@ -312,8 +321,7 @@ class RuncBackend:
         container, run_dir = self._container(layout), RunDir(str(layout.run_dir))
         live = run_dir.live()
         assert live is not None
-        container.forget_dump()
-        remove_tree(container.images)
+        container.release()
         at = Moment.now()
         self.stop(layout)
         run_dir.write_intent(live.run, supervised.SUSPENDED)

@@ -436,6 +436,39 @@ def test_without_tcp_established_a_connection_is_an_obstacle(room: Room, lan: tu
         assert client.recv(100) == b"2 y\n"
 
 
+def filters(netns: str) -> str:
+    return subprocess.run(
+        ["nsenter", f"--net=/run/netns/{netns}", "iptables-save"], capture_output=True, check=True, text=True
+    ).stdout
+
+
+def test_a_connection_to_the_node_itself_ends_where_its_address_is_not(room: Room, lan: tuple[str, str]) -> None:
+    room.here, room.there = (
+        RuncNode(room.folder / name, name, netns=f"/run/netns/{netns}")
+        for name, netns in zip(("here", "there"), lan, strict=True)
+    )
+    source, destination = room.layout(room.here, SERVER), room.layout(room.there, SERVER)
+    room.here.backend.start(source)
+    ready(room.here, source)
+    with connect(lan[0], ("10.88.0.1", 7000)) as client:
+        client.sendall(b"x\n")
+        assert client.recv(100) == b"1 x\n"
+        room.here.backend.suspend(source)
+        room.here.backend.resume(source)
+        assert "DROP" not in filters(lan[0])
+        client.sendall(b"y\n")
+        assert client.recv(100) == b"2 y\n"
+        room.here.backend.suspend(source)
+        assert "DROP" in filters(lan[0])
+        room.carry(source, destination)
+        room.there.backend.restore(destination)
+        room.here.backend.destroy(source)
+        assert "DROP" not in filters(lan[0])
+    with connect(lan[1], ("127.0.0.1", 7000)) as client:
+        client.sendall(b"z\n")
+        assert client.recv(100) == b"3 z\n"
+
+
 # Around it
 
 
