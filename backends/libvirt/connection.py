@@ -12,6 +12,8 @@ from backends.errors import BackendError, BackendUnavailable
 
 T = TypeVar("T")
 
+_MAX_TEXT = 600
+
 SHORT_S = 10.0
 """For calls that only ask."""
 
@@ -40,6 +42,13 @@ def library() -> Any:
         raise BackendUnavailable(f"needs libvirt-python: pip install 'p2player[libvirt]' ({error})") from None
     libvirt.registerErrorHandler(_say_nothing, None)  # it prints to stderr otherwise
     return libvirt
+
+
+def _one_line(error: Any) -> str:
+    """What an error says, which may be all that QEMU printed: its end tells most."""
+    lines = " / ".join(str(error.get_error_message() or error).split("\n")).strip(" /")
+    text = "".join(letter if letter.isprintable() else "?" for letter in lines)
+    return text if len(text) <= _MAX_TEXT else f"... {text[-_MAX_TEXT:]}"
 
 
 def _say_nothing(context: object, error: object) -> None:
@@ -90,7 +99,7 @@ class Connection:
         if isinstance(problem[0], libvirt.libvirtError):
             error: Any = problem[0]
             code = error.get_error_code()
-            raise LibvirtFailed(str(error.get_error_message() or error), -1 if code is None else code)
+            raise LibvirtFailed(_one_line(error), -1 if code is None else code)
         raise problem[0]
 
     def _connected(self, libvirt: Any) -> Any:
@@ -106,7 +115,7 @@ class Connection:
             made = libvirt.open(self.uri)
         except libvirt.libvirtError as error:
             where = self.uri or "the default URI"
-            raise BackendUnavailable(f"no libvirtd at {where}: {error.get_error_message() or error}") from None
+            raise BackendUnavailable(f"no libvirtd at {where}: {_one_line(error)}") from None
         with self._lock:
             self._open = made
         return made

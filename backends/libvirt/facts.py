@@ -72,7 +72,8 @@ def differences(facts: Mapping[str, str], host: Host, connection: Connection) ->
     found = []
     machine = facts.get("machine", "")
     if machine and machine not in host.machines:
-        found.append(f"QEMU {_dotted(host.qemu)} has no machine type {machine[:64]}")
+        called = machine if _WORD.fullmatch(machine) else "of that name"
+        found.append(f"QEMU {_dotted(host.qemu)} has no machine type {called}")
     theirs = _version(facts.get("qemu", ""))
     if theirs is not None and theirs[:2] > host.qemu[:2]:
         found.append(f"QEMU {_dotted(host.qemu)} is older than {_dotted(theirs)}, which runs the application")

@@ -88,6 +88,18 @@ def test_errors_of_libvirt_are_told(opened: list[Daemon]) -> None:
     assert caught.value.code == 42
 
 
+def test_what_qemu_printed_becomes_one_line(opened: list[Daemon]) -> None:
+    def fail(daemon: Any) -> None:
+        raise LibvirtError("it failed: a\x1b\nb\n" + "x" * 2000 + "end\n")
+
+    with pytest.raises(LibvirtFailed) as caught:
+        Connection(None).run(fail)
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 700
+    assert text.endswith("end")
+
+
 def test_other_errors_come_as_they_are(opened: list[Daemon]) -> None:
     with pytest.raises(ZeroDivisionError):
         Connection(None).run(lambda daemon: 1 / 0)
@@ -160,11 +172,16 @@ def test_each_difference_is_told(compare: Callable[..., list[str]]) -> None:
     ]
 
 
+def test_a_strange_machine_type_is_not_repeated(compare: Callable[..., list[str]]) -> None:
+    assert compare({"machine": "\x1b[31m"}) == ["QEMU 7.2.22 has no machine type of that name"]
+
+
 @pytest.mark.parametrize(
     "given",
     [
         {},
         {"kind": "x" * 5000, "qemu": "9" * 5000, "cpu": "<model>"},
+        {"kind": "\0", "qemu": "\0", "cpu": "\0"},
         {"kind": "kvm", "qemu": "..", "cpu": ""},
         {"kind": "kvm", "cpu": "a " * 5000},
         {"kind": "kvm", "cpu": "a <b> +c"},

@@ -65,7 +65,10 @@ fi
 n=0; while [ $n -lt 50 ] && [ ! -b /dev/vda ]; do sleep 0.05; n=$((n+1)); done
 mount -t ext4 /dev/vda /mnt
 boot=$(cut -c1-8 /proc/sys/kernel/random/boot_id)
-if [ -n "$fill" ]; then mount -t tmpfs -o size=90% tmpfs /ram; dd if=/dev/urandom of=/ram/fill bs=1M count=$fill 2>/dev/null; fi
+if [ -n "$fill" ]; then
+  mount -t tmpfs -o size=90% tmpfs /ram
+  dd if=/dev/urandom of=/ram/fill bs=1M count=$fill 2>/dev/null
+fi
 [ -n "$life" ] && { sleep $life; sync; poweroff -f; } &
 [ -n "$panic_after" ] && { sleep $panic_after; echo c > /proc/sysrq-trigger; } &
 n=1
