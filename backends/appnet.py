@@ -151,8 +151,7 @@ class Namespace:
             return
         _ip(self._node, f"link set {self._outer} up")
         if network.ipv4:
-            address = ipaddress.IPv4Interface(network.ipv4).ip.packed
-            _apart(lambda: _announce(address), self.place)
+            announce(network.ipv4, self.place)
 
     def remove(self) -> None:
         """Take it away, with its interfaces. Idempotent."""
@@ -170,6 +169,16 @@ class Namespace:
         _check(_libc.unshare(_CLONE_NEWNET), "make a network namespace")
         source = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
         _check(_libc.mount(source, os.fsencode(self.place), None, _MS_BIND, None), f"mount on {self.place}")
+
+
+def announce(ipv4: str, namespace: Path) -> None:
+    """Tell the neighbours of a network namespace's `INSIDE` where this address is now.
+
+    Raises:
+        NetworkError: there is no such interface.
+    """
+    address = ipaddress.IPv4Interface(ipv4).ip.packed
+    _apart(lambda: _announce(address), namespace)
 
 
 def _is_namespace(path: Path) -> bool:

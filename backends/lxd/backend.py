@@ -28,8 +28,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
-from backends import applog, criu, procfs
+from backends import applog, appnet, criu, procfs
 from backends.base import (
     AppLayout,
     Capabilities,
@@ -57,16 +58,18 @@ from backends.errors import (
 )
 from backends.folders import remove_tree
 from backends.hooks import run_hook
-from backends.lxd import inside, instance, notes, predump, settings, volume
+from backends.lxd import failing, inside, instance, notes, predump, settings, volume
 from backends.lxd.daemon import HOW_TO_GET, Daemon, LxdError, Process, StillAtWork
 from backends.lxd.instance import Instance, Row
 from backends.lxd.notes import Note, Phase
 from backends.lxd.volume import Volume
+from backends.memory import anonymous_bytes, size_of
 from backends.procfs import ProcessId
 
 _TAIL_BYTES = 2048
 _TAIL_LINES = 5
-_HOOKS_SHARE = 4  # of the wanted bytes, at most one in so many is given to the output of hooks
+_RESTORED_AFTER_S = 0.05  # what lived before needs no second to prove itself
+_MONITOR_TIMEOUT_S = 5.0
 _SCRIPT_TIMEOUT_S = 5.0
 _POLL_S = 0.01
 
@@ -139,6 +142,7 @@ class LxdBackend:
             except LxdError as error:
                 pid = container.pid()
                 raise StopFailed(f"{workspace.name} cannot be ended: {error}", () if pid is None else (pid,)) from error
+            _await_monitor(running)
             notes.write(workspace, running.to(Phase.STOPPED, self._asked_exit(workspace, forced=forced)))
         elif row is not None and note is not None and note.phase in (Phase.STOPPING, Phase.SUSPENDING):
             notes.write(workspace, note.to(Phase.STOPPED, self._asked_exit(workspace, forced=False)))
@@ -165,10 +169,16 @@ class LxdBackend:
         return () if init is None else criu.obstacles(inside.processes(init))
 
     def facts(self, layout: AppLayout) -> Mapping[str, str]:
-        """The processor, the kernel, CRIU, and LXD."""
+        """The processor, the kernel, CRIU, LXD, the place of its folder; and how much memory there is to save."""
         process = self._daemon.process()
-        # Images name files below the daemon's folder, so it has to be the same.
-        return {**criu.facts(process.criu), "lxd": self._daemon.version(), "lxd_dir": str(process.folder)}
+        init = self._instance(layout).pid()
+        size = 0 if init is None else anonymous_bytes(inside.processes(init))
+        return {
+            **criu.facts(process.criu),
+            "lxd": self._daemon.version(),
+            "lxd_dir": str(process.folder),
+            "memory_bytes": str(max(0, size - size_of(volume.images_of(layout)))),
+        }
 
     def mismatches(self, facts: Mapping[str, str]) -> Sequence[str]:
         """Another processor, an older CRIU, another series of LXD, another place of its folder."""
@@ -204,6 +214,7 @@ class LxdBackend:
             raise SuspendFailed(f"{layout.name}: {error}", running=True) from error
         self._volume(layout).forget_memory(layout)
         self._volume(layout).tidy(layout)
+        self._take_log(layout)
         note = notes.read(layout)
         assert note is not None
         notes.write(layout, note.to(Phase.SHELVED, note.exit))
@@ -241,14 +252,9 @@ class LxdBackend:
         applog.remove(str(workspace.log_path))
 
     def logs(self, workspace: Workspace, max_bytes: int) -> bytes:
-        """What hooks printed, from the log of the node, then what the command did, from inside the container."""
-        hooks = applog.tail(str(workspace.log_path), max_bytes)
+        """The node's log, of hooks and of what was printed before the last suspend; then that in the container."""
         printed = inside.tail(volume.root_of(workspace), max_bytes)
-        if len(hooks) + len(printed) > max_bytes:
-            room = max(max_bytes // _HOOKS_SHARE, max_bytes - len(printed))
-            hooks = hooks[-room:] if room else b""
-            printed = printed[len(printed) - min(len(printed), max_bytes - len(hooks)) :]
-        return hooks + printed
+        return applog.tail(str(workspace.log_path), max_bytes - len(printed)) + printed
 
     def status(self, workspace: Workspace) -> Status:
         """Ask LXD, and read the note."""
@@ -258,7 +264,10 @@ class LxdBackend:
         if row is None:
             return Status(EngineState.ABSENT) if note is None else self._status_without(note)
         if row.stopped:
-            return Status(EngineState.ABSENT) if note is None else self._status_stopped(workspace, note, row)
+            if note is None:
+                return Status(EngineState.ABSENT)
+            _await_monitor(note)
+            return self._status_stopped(workspace, note, row)
         if note is None or note.init is None or not procfs.alive(note.init):
             note = self._unnoted(container)
             if note.init is None:  # it ended just now
@@ -333,8 +342,13 @@ class LxdBackend:
             before=None if before is None else before.to(before.phase, before.exit),
         )
         notes.write(layout, note)
+        restore_log = place.seen / volume.STATE / "restore.log"
+        seen: list[str] = []
         try:
-            container.start(stateful=memory)
+            if memory:
+                container.restore(lambda: seen.extend(filter(None, [failing.end(restore_log, container.name)])))
+            else:
+                container.start()
         except StillAtWork as error:
             self.stop(layout)
             raise StartFailed(f"{layout.name}: {error}; it was ended", executed=True) from error
@@ -343,21 +357,32 @@ class LxdBackend:
             if after is not None and not after.stopped:
                 self.stop(layout)
                 raise StartFailed(f"{layout.name} started badly and was ended: {error}", executed=True) from error
-            reason = criu.why(place.seen / volume.STATE / "restore.log") if memory else str(error)
+            reason = seen[0] if seen else criu.why(restore_log) if memory and restore_log.exists() else str(error)
             place.tidy(layout)
             notes.write(layout, before)
             raise StartFailed(f"cannot start {layout.name}: {reason}", executed=False) from error
         at = Moment.now()
-        init = _process(container.pid())
-        notes.write(layout, Note(Phase.RUNNING, note.boot, init, at))
-        return self._see_it_live(layout, init, at)
+        running = self._unnoted(container, at)
+        notes.write(layout, running)
+        if memory:
+            self._announce(layout, running)
+        return self._see_it_live(layout, running, at, _RESTORED_AFTER_S if memory else self._healthy_after_s)
 
-    def _see_it_live(self, layout: AppLayout, init: ProcessId | None, at: Moment) -> Started:
-        if init is not None and not procfs.wait_end(init, self._healthy_after_s):
+    def _announce(self, layout: AppLayout, note: Note) -> None:
+        """Tell the neighbours where its address is now; they would learn it a little later."""
+        table = settings.read(layout.config, layout.app_id)
+        if table.ipv4 is not None and note.init is not None:
+            with contextlib.suppress(appnet.NetworkError):
+                appnet.announce(table.ipv4, Path(f"/proc/{note.init.pid}/ns/net"))
+
+    def _see_it_live(self, layout: AppLayout, note: Note, at: Moment, healthy_after_s: float) -> Started:
+        init = note.init
+        if init is not None and not procfs.wait_end(init, healthy_after_s):
             if layout.config.command:
                 _until(lambda: inside.main_process(volume.root_of(layout), init.pid) is not None, _SCRIPT_TIMEOUT_S)
             return Started(self._main_process(layout, init), at)
         self._await_stopped(layout)
+        _await_monitor(note)
         root = volume.root_of(layout)
         tail = _last_lines(inside.tail(root, _TAIL_BYTES))
         if inside.absent(root):
@@ -365,7 +390,7 @@ class LxdBackend:
             raise StartFailed(f"cannot start {layout.name}: {tail}", executed=False)
         ended = inside.ended(root)
         raise StartFailed(
-            f"{layout.name} ended within {self._healthy_after_s:g} s" + (f": {ended}" if ended else ""),
+            f"{layout.name} ended within {healthy_after_s:g} s" + (f": {ended}" if ended else ""),
             executed=True,
             exit=ended,
             log_tail=tail,
@@ -385,7 +410,9 @@ class LxdBackend:
     def _save(self, layout: AppLayout, container: Instance) -> Checkpoint:
         """A stateful stop; when it fails, the application runs on."""
         place = self._volume(layout)
-        place.forget_memory(layout)  # before the application is stopped: it takes time where there is much
+        # Before the application is stopped: it takes time where there is much.
+        place.forget_memory(layout)
+        self._take_log(layout)
         note = notes.read(layout) or self._unnoted(container)
         notes.write(layout, note.to(Phase.SUSPENDING))
         at = Moment.now()
@@ -404,13 +431,31 @@ class LxdBackend:
                 raise SuspendFailed(f"{layout.name} ended while it was saved: {error}", running=False) from error
         paused_s = time.monotonic() - at.monotonic_s
         place.tidy(layout)
+        _await_monitor(note)
         notes.write(layout, note.to(Phase.SUSPENDED))
         return Checkpoint(at, paused_s)
 
-    def _unnoted(self, container: Instance) -> Note:
+    def _take_log(self, layout: AppLayout) -> None:
+        """Move what was printed into the node's log, as little of it as possible shall travel."""
+        printed = inside.take_log(volume.root_of(layout), 2 * applog.LIMIT_BYTES)
+        log = applog.AppLog(str(layout.log_path))
+        log.write(printed)
+        log.close()
+
+    def _unnoted(self, container: Instance, at: Moment | None = None) -> Note:
         """A note for a container that runs, and of which there is none."""
-        init = _process(container.pid())
-        return Note(Phase.RUNNING, procfs.boot_id(), init, None if init is None else _started(init))
+        pid = container.pid()
+        found = None if pid is None else procfs.stat(pid)
+        if found is None:
+            return Note(Phase.RUNNING, procfs.boot_id(), started=at)
+        monitor = procfs.stat(found.parent)
+        return Note(
+            Phase.RUNNING,
+            procfs.boot_id(),
+            init=found.process,
+            monitor=None if monitor is None else monitor.process,
+            started=at or _started(found.process),
+        )
 
     def _main_process(self, workspace: Workspace, init: ProcessId) -> int:
         if not workspace.config.command:
@@ -464,9 +509,10 @@ def _final_images(layout: AppLayout) -> bool:
     return (images / "inventory.img").exists() and not (images / predump.MARK).exists()
 
 
-def _process(pid: int | None) -> ProcessId | None:
-    found = None if pid is None else procfs.stat(pid)
-    return None if found is None else found.process
+def _await_monitor(note: Note) -> None:
+    """LXC's watcher cleans up for a moment after the container ended."""
+    if note.monitor is not None:
+        procfs.wait_end(note.monitor, _MONITOR_TIMEOUT_S)
 
 
 def _started(init: ProcessId) -> Moment:

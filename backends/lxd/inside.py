@@ -2,7 +2,8 @@
 
     init     runs the command of the configuration as the container's first process (`script`)
     output   a pipe from the command to whoever keeps the log
-    log      what the command printed last, `log.1` what it printed before: bounded, as any log
+    log      what the command printed last, `log.1` what it printed before: bounded, as any log; when it is suspended,
+             the node takes both into its own (`take_log`)
     pid      the command's process, as the container counts
     exit     how the command ended: a number as a shell has it, or `absent` when there is no such command
 
@@ -29,6 +30,7 @@ ABSENT = "absent"
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_NOTE = 64
 _MAX_CHILDREN = 1 << 16
 
@@ -43,7 +45,10 @@ keep() {{
     before=$(wc -c <log)
     dd bs=4096 count=1024 >>log 2>/dev/null || break
     after=$(wc -c <log)
-    [ "$after" -eq "$before" ] && return
+    if [ "$after" -eq "$before" ]; then
+      [ -e exit ] && return
+      sleep 1
+    fi
     [ "$after" -gt {limit} ] && mv -f log log.1 && : >log
   done
   cat >/dev/null
@@ -137,6 +142,22 @@ def tail(root: Path, max_bytes: int) -> bytes:
     for name in ("log", "log.1"):
         if len(data) < max_bytes:
             data = _read(root, name, max_bytes - len(data)) + data
+    return data
+
+
+def take_log(root: Path, max_bytes: int) -> bytes:
+    """What `tail` gives; the log is empty then. What is printed in this very moment may be lost."""
+    data = tail(root, max_bytes)
+    with (
+        contextlib.suppress(OSError),
+        _opened(os.open(root, _DIRECTORY)) as top,
+        _opened(os.open(FOLDER, _DIRECTORY, dir_fd=top)) as folder,
+    ):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("log.1", dir_fd=folder)
+        with _opened(os.open("log", _WRITE, dir_fd=folder)) as log:
+            if stat.S_ISREG(os.fstat(log).st_mode):
+                os.ftruncate(log, 0)
     return data
 
 

@@ -13,7 +13,7 @@ import platform
 import secrets
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from backends.base import AppConfig
 from backends.command import IN_CONTAINER, expand
 from backends.errors import BackendError, ConfigError
 from backends.lxd import inside
-from backends.lxd.daemon import Daemon, LxdError
+from backends.lxd.daemon import Daemon, LxdError, StillAtWork
 from backends.lxd.settings import LxdSettings
 
 OP_TIMEOUT_S = 30.0
@@ -103,16 +103,34 @@ class Instance:
             if error.status != _NOT_FOUND:
                 raise
 
-    def start(self, *, stateful: bool) -> None:
-        """Start it, from its saved memory or afresh.
+    def start(self) -> None:
+        """Start it afresh; saved memory is deleted.
 
         Raises:
             StillAtWork: it takes too long.
             LxdError: LXD refused or failed.
         """
-        body = {"action": "start", "stateful": stateful, "force": False, "timeout": -1}
-        operation = self._daemon.put("instances", self.name, "state", body=body)
-        self._daemon.wait(operation, MEMORY_TIMEOUT_S if stateful else OP_TIMEOUT_S)
+        self._daemon.wait(self._begin("start", stateful=False), OP_TIMEOUT_S)
+
+    def restore(self, watch: Callable[[], None]) -> None:
+        """Start it from its saved memory.
+
+        Args:
+            watch: called about once a second meanwhile.
+
+        Raises:
+            StillAtWork, LxdError: as for `start`.
+        """
+        operation = self._begin("start", stateful=True)
+        deadline = time.monotonic() + MEMORY_TIMEOUT_S
+        while True:
+            try:
+                self._daemon.wait(operation, 1)
+                return
+            except StillAtWork:
+                watch()
+                if time.monotonic() > deadline:
+                    raise
 
     def save(self) -> None:
         """Write its memory into its volume, and end it. When that fails it runs on.
@@ -120,8 +138,7 @@ class Instance:
         Raises:
             StillAtWork, LxdError: as for `start`.
         """
-        body = {"action": "stop", "stateful": True, "force": False, "timeout": -1}
-        self._daemon.wait(self._daemon.put("instances", self.name, "state", body=body), MEMORY_TIMEOUT_S)
+        self._daemon.wait(self._begin("stop", stateful=True), MEMORY_TIMEOUT_S)
 
     def stop(self, timeout_s: float) -> bool:
         """Ask it to end, and kill it when it does not.
@@ -134,9 +151,8 @@ class Instance:
         """
         seconds = max(1, round(timeout_s + 0.49))
         for force in (False, True):
-            body = {"action": "stop", "stateful": False, "force": force, "timeout": seconds}
             try:
-                operation = self._daemon.put("instances", self.name, "state", body=body)
+                operation = self._begin("stop", stateful=False, force=force, timeout=seconds)
                 self._daemon.wait(operation, seconds + OP_TIMEOUT_S)
             except LxdError:
                 if force and not self._stops():
@@ -144,6 +160,10 @@ class Instance:
             if self._stops(0 if not force else OP_TIMEOUT_S):
                 return force
         return True
+
+    def _begin(self, action: str, *, stateful: bool, force: bool = False, timeout: int = -1) -> str:
+        body = {"action": action, "stateful": stateful, "force": force, "timeout": timeout}
+        return self._daemon.put("instances", self.name, "state", body=body)
 
     def _stops(self, timeout_s: float = 0) -> bool:
         deadline = time.monotonic() + timeout_s

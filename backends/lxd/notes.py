@@ -37,6 +37,7 @@ class Note:
     Attributes:
         boot: in which boot of the machine.
         init: the container's first process, as seen here.
+        monitor: LXC's process that watches the container, and outlives it by a moment.
         started: when it began to run.
         used_at: see the module.
         memory: the start is one from saved memory.
@@ -47,6 +48,7 @@ class Note:
     phase: Phase
     boot: str
     init: ProcessId | None = None
+    monitor: ProcessId | None = None
     started: Moment | None = None
     used_at: str = ""
     memory: bool = False
@@ -80,14 +82,19 @@ def write(workspace: Workspace, note: Note | None) -> None:
 
 
 def _note(document: dict[str, Any]) -> Note:
-    before, init, started, exit = (document[name] for name in ("before", "init", "started", "exit"))
+    before, started, exit = (document[name] for name in ("before", "started", "exit"))
     return Note(
         phase=Phase(document["phase"]),
         boot=str(document["boot"]),
-        init=None if init is None else ProcessId(int(init[0]), int(init[1])),
+        init=_process(document["init"]),
+        monitor=_process(document["monitor"]),
         started=None if started is None else Moment(float(started["wall_s"]), float(started["monotonic_s"])),
         used_at=str(document["used_at"]),
         memory=bool(document["memory"]),
         before=None if before is None else _note(before),
         exit=None if exit is None else Exit(**exit),
     )
+
+
+def _process(row: Any) -> ProcessId | None:
+    return None if row is None else ProcessId(int(row[0]), int(row[1]))

@@ -72,7 +72,7 @@ def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init
     if problem:
         volume.forget_memory(workspace, beside)
         raise DumpFailed(f"CRIU cannot save the memory: {problem}")
-    paused_s = _paused_s(volume.seen / beside / "stats-dump")
+    paused_s = criu.paused_s(volume.seen / beside / "stats-dump") or 0.0
     (volume.seen / beside / MARK).touch()
     _swap(volume.seen)
     return paused_s
@@ -120,32 +120,3 @@ def _mounts(process: Process, name: str) -> list[str]:
         if "bind" in options or "rbind" in options:
             words += ["--ext-mount-map", f"/{target}:{target}"]
     return words
-
-
-def _paused_s(path: Path) -> float:
-    """The time that CRIU took to stop the processes and for which they were stopped, of its statistics."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return 0.0
-    # Two magic numbers and a length; then a protobuf with the statistics of the dump in field 1, which has
-    # `freezing_time` (1) and `frozen_time` (2), in microseconds.
-    with contextlib.suppress(IndexError):
-        at = 12
-        if data[at] == 0x0A:
-            _, at = _varint(data, at + 1)
-            fields: dict[int, int] = {}
-            while at < len(data) and data[at] & 7 == 0:
-                key = data[at] >> 3
-                fields[key], at = _varint(data, at + 1)
-            return (fields.get(1, 0) + fields.get(2, 0)) / 1e6
-    return 0.0
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        value |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if not data[at - 1] & 0x80:
-            return value, at

@@ -12,17 +12,15 @@ Containers are privileged, without AppArmor: CRIU restores no others reliably.
 """
 
 import hashlib
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from backends import appnet
 from backends.base import AppConfig
 from backends.errors import ConfigError
 
-_BRIDGE = re.compile(r"bridge:([A-Za-z0-9][A-Za-z0-9_.-]{0,14})", re.ASCII)
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 _SIGNAL = re.compile(r"SIG[A-Z0-9]{2,10}(\+[0-9]{1,2})?", re.ASCII)
 _KEY = re.compile(r"(limits|linux\.sysctl|security\.syscalls|user)\.[A-Za-z0-9_.-]{1,60}", re.ASCII)
 _MAX_KEYS = 64
@@ -58,36 +56,19 @@ def read(app: AppConfig, app_id: str) -> LxdSettings:
     """
     table = app.engines.get("lxd", {})
     for key in table:
-        if key not in ("network", "mac", "ipv4", "gateway", "halt_signal", "config"):
+        if key not in appnet.KEYS | {"halt_signal", "config"}:
             raise ConfigError(f"lxd.{key}", "unknown key")
-    bridge = _bridge(table)
-    for key in ("mac", "ipv4", "gateway"):
-        if bridge is None and key in table:
-            raise ConfigError(f"lxd.{key}", 'needs network = "bridge:NAME"')
-    ipv4, gateway = _text(table, "ipv4"), _text(table, "gateway")
-    if gateway is not None and ipv4 is None:
-        raise ConfigError("lxd.gateway", "needs ipv4")
-    try:
-        interface = None if ipv4 is None else ipaddress.IPv4Interface(ipv4)
-    except ValueError:
-        raise ConfigError("lxd.ipv4", 'must be like "10.88.0.5/24"') from None
-    try:
-        router = None if gateway is None else ipaddress.IPv4Address(gateway)
-    except ValueError:
-        raise ConfigError("lxd.gateway", "must be an IPv4 address") from None
-    if interface is not None and router is not None and router not in interface.network:
-        raise ConfigError("lxd.gateway", f"{router} is not in {interface.network}")
-    mac = (_text(table, "mac") or default_mac(app_id)).lower()
-    if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
-        raise ConfigError("lxd.mac", 'must be the address of one device, like "02:00:00:00:00:05"')
+    network = appnet.parse("lxd", table, "none")
+    if network.host:
+        raise ConfigError("lxd.network", "LXD cannot save a container that uses the network of its host")
     halt = _text(table, "halt_signal")
     if halt is not None and not _SIGNAL.fullmatch(halt):
         raise ConfigError("lxd.halt_signal", "must be the name of a signal")
     return LxdSettings(
-        bridge=bridge,
-        mac=mac,
-        ipv4=None if interface is None else str(interface),
-        gateway=None if router is None else str(router),
+        bridge=network.bridge,
+        mac=(network.mac or default_mac(app_id)).lower(),
+        ipv4=network.ipv4,
+        gateway=network.gateway,
         halt_signal=halt,
         config=_config(table),
     )
@@ -97,18 +78,6 @@ def default_mac(app_id: str) -> str:
     """A locally administered address that is the application's own, the same on every node."""
     digest = hashlib.sha256(app_id.encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
-
-
-def _bridge(table: Mapping[str, Any]) -> str | None:
-    network = _text(table, "network") or "none"
-    if network == "none":
-        return None
-    if network == "host":
-        raise ConfigError("lxd.network", "LXD cannot save a container that uses the network of its host")
-    match = _BRIDGE.fullmatch(network)
-    if match is None:
-        raise ConfigError("lxd.network", 'must be "none" or "bridge:NAME"')
-    return match[1]
 
 
 def _config(table: Mapping[str, Any]) -> dict[str, str]:

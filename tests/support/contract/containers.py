@@ -116,6 +116,6 @@ class LxdRig(ContainerRig):
 
     name = "lxd"
     facets = Facets(
-        memory=True, exit_known=True, absent_command=True, prints_fast=True, log_moves=True, healthy_after_s=0.5
+        memory=True, exit_known=True, absent_command=True, prints_fast=True, log_moves=False, healthy_after_s=0.5
     )
     instance = frozenset({"upper"})

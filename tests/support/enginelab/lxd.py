@@ -96,14 +96,12 @@ class LxdNode:
         if keeper is None:
             return
         assert keeper.stdin is not None
-        assert keeper.stdout is not None
         keeper.stdin.close()
         try:
             keeper.wait(_END_S)
         finally:
             keeper.kill()
             keeper.wait()
-            keeper.stdout.close()
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One call of LXD's API; waits for an operation to end. Returns the metadata.
@@ -134,16 +132,20 @@ class LxdNode:
             "own_network": self._netns is None,
             "environment": {**self.environment, "LXD_LXC_TEMPLATE_CONFIG": str(self._template)},
         }
-        keeper: list[str] = [sys.executable, "-I", str(_KEEPER), json.dumps(spec)]
+        keeper = [sys.executable, "-I", str(_KEEPER)]
         with (self._root / "keeper.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*enter, "unshare", "--mount", "--propagation=private", *keeper],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=log,
                 stderr=log,
                 text=True,
                 start_new_session=True,
             )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(spec) + "\n")
+        process.stdin.flush()
+        return process
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_S

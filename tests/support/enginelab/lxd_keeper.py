@@ -1,6 +1,6 @@
 """Keep one LXD daemon in namespaces of its own, and end all that it started when the maker of the node goes away.
 
-    python -I lxd_keeper.py SPEC        (JSON; standard input: a pipe that the maker holds open)
+    python -I lxd_keeper.py     with a line of JSON on standard input, a pipe that the maker then holds open
 
 Containers outlive their daemon, as they should; here that would leave them behind. The keeper is their *subreaper*:
 whatever the daemon starts descends from the keeper, however it detaches. When standard input ends, because the maker
@@ -32,26 +32,34 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def main() -> None:
     """Entry point."""
-    spec = json.loads(sys.argv[1])
+    spec = json.loads(_line())
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)  # and not ignored: the daemon would inherit that
     folder = Path(spec["folder"])
     _mount(folder, spec["mount_point"], own_network=spec["own_network"])
-    daemon = subprocess.Popen(
+    subprocess.Popen(
         ["lxd", "--group", "root", f"--logfile={folder.parent / 'lxd.log'}"],
         stdin=subprocess.DEVNULL,
         env=spec["environment"],
-        restore_signals=True,
     )
-    print(daemon.pid, flush=True)
-    os.dup2(2, 1)  # the maker reads one line, and its end
     try:
         _wait_for_the_end()
     finally:
         names = os.listdir(folder / "containers") if (folder / "containers").is_dir() else []
         _end_descendants()
         _remove_cgroups(names)
+
+
+def _line() -> bytes:
+    """A line of standard input, and not a byte more."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            raise SystemExit("no specification")
+        line += byte
+    return line
 
 
 def _mount(folder: Path, mount_point: str, *, own_network: bool) -> None:
@@ -70,11 +78,6 @@ def _mount(folder: Path, mount_point: str, *, own_network: bool) -> None:
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
-
-
-def _default_signals() -> None:
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _wait_for_the_end() -> None:
