@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ASYNC_OPTIONAL := ASYNC114,ASYNC124,ASYNC128,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 STAMP := $(VENV)/.setup-stamp
 
-.PHONY: setup demo engines test check bench bench-sync bench-sync-quick bench-swarm clean
+.PHONY: setup demo engines test check bench bench-sync bench-sync-quick bench-swarm bench-paper bench-paper-quick clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,13 @@ bench-sync-quick: $(BENCH_STAMP)
 
 bench-swarm: $(BENCH_STAMP)
 	@$(BIN)/python -m bench.swarm $(ARGS)
+
+# Needs the engines, too. ARGS, for example: --platform lxd, --apps game, --only table, --list; see bench/README.md.
+bench-paper: $(BENCH_STAMP) engines
+	@$(BIN)/python -m bench.paper $(ARGS)
+
+bench-paper-quick: $(BENCH_STAMP) engines
+	@$(BIN)/python -m bench.paper --quick $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
