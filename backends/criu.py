@@ -138,7 +138,10 @@ def _reasons(text: str) -> str:
     if not reasons:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         reasons = lines[-1:] or ["no reason given"]
-    return "".join(letter if letter.isprintable() else " " for letter in "; ".join(reasons[:3]))[:_MAX_WHY]
+    return (
+        "".join(letter if letter.isprintable() else " " for letter in "; ".join(reasons[:3]))[:_MAX_WHY].strip()
+        or "no reason given"
+    )
 
 
 def paused_s(stats_path: Path) -> float | None:
