@@ -7,8 +7,9 @@ both bridges belong to one network. A network namespace is made for each run, ke
 a pair of virtual interfaces leads from it to the bridge.
 
 A packet of an open connection that arrives before the connection is restored would be answered with a reset. So the
-outer end of the pair stays down until the memory is back (`connect`); then an unasked ARP answer tells the bridge and
-the neighbours where the address is now. Taking the namespace away also takes CRIU's packet filter, which had kept the
+outer end of the pair stays down until the memory is back; then an unasked ARP answer tells the bridge and
+the neighbours where the address is now. The end is raised by the launcher itself (`connecting`), since the node may be
+killed while the launcher is at work. Taking the namespace away also takes CRIU's packet filter, which had kept the
 connections of the saved application silent.
 """
 
@@ -141,17 +142,22 @@ class Namespace:
             self.remove()
             raise
 
-    def connect(self, network: Network) -> None:
-        """Let packets through, and tell the neighbours of the address.
+    def connecting(self, network: Network, command: list[str]) -> list[str]:
+        """The argv that runs `command` and, when that went well, lets packets through."""
+        if network.bridge is None:
+            return command
+        script = 'outer=$1; shift; "$@" && exec ip link set "$outer" up'
+        return ["sh", "-c", script, "launcher", self._outer, *command]
+
+    def announce(self, network: Network) -> None:
+        """Tell the neighbours of the address.
 
         Raises:
             NetworkError: the kernel refused.
         """
-        if network.bridge is None:
-            return
-        _ip(self._node, f"link set {self._outer} up")
-        if network.ipv4:
-            announce(network.ipv4, self.place)
+        if network.bridge is not None and network.ipv4 is not None:
+            address = ipaddress.IPv4Interface(network.ipv4).ip.packed
+            _apart(lambda: _announce(address), self.place)
 
     def remove(self) -> None:
         """Take it away, with its interfaces. Idempotent."""

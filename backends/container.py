@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends import appnet, criu, oci, overlay, procfs
-from backends.base import AppLayout, Workspace
+from backends.base import AppLayout, EngineSettings, Workspace
 from backends.command import IN_CONTAINER, RUN_MARK
 from backends.errors import BackendError, BackendUnavailable, StopFailed
 from backends.folders import remove_tree
@@ -50,15 +50,15 @@ class Container:
     """One application's container; it need not exist yet, or any more.
 
     Args:
-        program: of CRIU.
+        settings: which CRIU to use.
         node_netns: the network namespace of the node, when not that of this process.
     """
 
-    def __init__(self, workspace: Workspace, program: Path | None, node_netns: Path | None = None) -> None:
+    def __init__(self, workspace: Workspace, settings: EngineSettings, node_netns: Path | None = None) -> None:
         short = workspace.app_id[:12]
         self.id = f"p2p-{short}"
         self._name = workspace.name
-        self._program = program
+        self._settings = settings
         self._node_netns = node_netns
         run = workspace.run_dir
         self._run = run
@@ -105,10 +105,10 @@ class Container:
         for leftover in (self._message, self.pid_file, self._work / "restore.log"):
             leftover.unlink(missing_ok=True)
 
-    def connect(self, options: oci.Options) -> None:
-        """The container runs: let packets through."""
+    def announce(self, options: oci.Options) -> None:
+        """The container runs: tell its neighbours."""
         if not options.network.host:
-            self._network.connect(options.network)
+            self._network.announce(options.network)
 
     def clear(self) -> None:
         """Kill what is left of the container, and take away all that was made for it but its files. Idempotent.
@@ -156,19 +156,18 @@ class Container:
     def command(self, *words: str | Path) -> list[str]:
         """The argv of a command of runc about this node's containers."""
         log = ["--log", str(self._message), "--log-format", "json"]
-        enter = [] if self._node_netns is None else ["nsenter", f"--net={self._node_netns}"]
-        return [*enter, "runc", "--root", str(self._notes), *log, *map(str, words)]
+        return ["runc", "--root", str(self._notes), *log, *map(str, words)]
 
     def environment(self) -> dict[str, str]:
         """For runc, which looks for `criu` in PATH."""
         path = os.environ.get("PATH", os.defpath)
-        if self._program is not None:
+        if (program := criu.find(self._settings)) is not None:
             place = self._run / "bin"
             place.mkdir(mode=0o700, exist_ok=True)
             link = place / "criu"
-            if not link.is_symlink() or os.readlink(link) != str(self._program):
+            if not link.is_symlink() or os.readlink(link) != str(program):
                 link.unlink(missing_ok=True)
-                link.symlink_to(self._program)
+                link.symlink_to(program)
             path = f"{place}:{path}"
         return {"PATH": path}
 
@@ -182,7 +181,7 @@ class Container:
         self._message.unlink(missing_ok=True)
         try:
             done = subprocess.run(
-                self.command(*words),
+                self._entered(self.command(*words)),
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -211,9 +210,15 @@ class Container:
     def launcher(self, options: oci.Options, *, restoring: bool) -> list[str]:
         """The argv that starts or restores the container and ends."""
         files: list[str | Path] = ["--detach", "--pid-file", self.pid_file, "--bundle", self.bundle]
-        if not restoring:
-            return self.command("run", *files, self.id)
-        return self.command("restore", *files, *self._criu_words(self.images, options), self.id)
+        if restoring:
+            command = self.command("restore", *files, *self._criu_words(self.images, options), self.id)
+        else:
+            command = self.command("run", *files, self.id)
+        return self._entered(self._network.connecting(options.network, command))
+
+    def _entered(self, command: list[str]) -> list[str]:
+        """`command`, in the node's network."""
+        return command if self._node_netns is None else ["nsenter", f"--net={self._node_netns}", *command]
 
     def why_not_launched(self, *, restoring: bool) -> tuple[str, bool]:
         """Why the launcher failed, and whether anything may have been executed."""

@@ -6,6 +6,7 @@ it found when it started.
 """
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -26,7 +27,7 @@ PREFIX = Path("/var/lib/p2player/criu/sbin/criu")
 HOW_TO_GET = "as root: sh scripts/engine-packages.sh"
 
 _CHECK_TIMEOUT_S = 5.0
-_CHECKED_FOR_S = 300.0
+_FAILED_FOR_S = 60.0
 _VERSION = re.compile(r"\d+(\.\d+){1,3}", re.ASCII)
 _LOG_TAIL_BYTES = 256 << 10
 _MAX_WHY = 400
@@ -74,14 +75,18 @@ def find(settings: EngineSettings) -> Path | None:
 
 
 def check(path: Path) -> Checked:
-    """Ask a `criu` for its version and whether this kernel does for it. The answer is remembered for some minutes."""
+    """Ask a `criu` for its version and whether this kernel does for it.
+
+    The answer is remembered while the program is the same; one that did not work is asked again after a minute.
+    """
     try:
         key = str(path), path.stat().st_mtime_ns
     except OSError as error:
         return Checked(None, f"{path}: {error.strerror}; {HOW_TO_GET}")
     with _checking:
-        if key in _checked and time.monotonic() - _checked[key][0] < _CHECKED_FOR_S:
-            return _checked[key][1]
+        at, answer = _checked.get(key, (-math.inf, Checked(None, "")))
+        if answer.problem is None or time.monotonic() - at < _FAILED_FOR_S:
+            return answer
         answer = _check(path)
         _checked[key] = time.monotonic(), answer
         return answer

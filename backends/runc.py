@@ -217,7 +217,7 @@ class RuncBackend:
         return found
 
     def _container(self, workspace: Workspace) -> Container:
-        return Container(workspace, criu.find(self._settings), self._netns)
+        return Container(workspace, self._settings, self._netns)
 
     def _prepare(self, layout: AppLayout) -> oci.Options:
         """All that comes before a launch: nothing of an earlier run is left after it."""
@@ -264,7 +264,7 @@ class RuncBackend:
                 f"cannot {verb} {layout.name}: {reason or report.problem}", executed=report.executed and executed
             )
         try:
-            container.connect(options)
+            container.announce(options)
         except BackendError as error:
             self.stop(layout)
             raise StartFailed(f"cannot start {layout.name}: {error}", executed=True) from error

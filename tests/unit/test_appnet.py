@@ -46,7 +46,8 @@ def namespace(node: Path, tmp_path: Path) -> Iterator[Namespace]:
 def test_without_a_bridge_there_is_only_the_loopback(namespace: Namespace) -> None:
     before = os.readlink("/proc/thread-self/ns/net")
     namespace.create(Network())
-    namespace.connect(Network())
+    assert namespace.connecting(Network(), ["true"]) == ["true"]
+    namespace.announce(Network())
     links = ip(namespace.place, "-o", "link")
     assert links.count("\n") == 1
     assert "LOOPBACK,UP" in links
@@ -59,7 +60,11 @@ def test_on_a_bridge_it_is_silent_until_it_is_connected(namespace: Namespace, no
     assert "02:00:00:88:00:05" in ip(namespace.place, "link", "show", "eth0")
     assert "default via 10.88.0.1" in ip(namespace.place, "route", "show")
     assert "state DOWN" in ip(node, "link", "show", "p2ptest")
-    namespace.connect(ADDRESS)
+    enter = ["nsenter", f"--net={node}"]
+    assert subprocess.run([*enter, *namespace.connecting(ADDRESS, ["false"])], check=False).returncode == 1
+    assert "state DOWN" in ip(node, "link", "show", "p2ptest")
+    subprocess.run([*enter, *namespace.connecting(ADDRESS, ["test", "a b", "=", "a b"])], check=True)
+    namespace.announce(ADDRESS)
     assert "master lan0 state UP" in ip(node, "link", "show", "p2ptest")
     forwarding = subprocess.run(
         ["nsenter", f"--net={node}", "bridge", "fdb", "show", "br", "lan0"], capture_output=True, check=True, text=True
