@@ -62,7 +62,6 @@ class Stage:
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
     """What a command said that had to be refused, in the agreed form."""
     assert done.returncode == REFUSED, done
-    assert done.stdout == ""
     assert done.stderr.startswith("p2player: error: ")
     assert done.stderr.count("\n") == 1
     return done.stderr
@@ -163,7 +162,7 @@ def test_cold_it_starts_afresh(stage: Stage) -> None:
 
 def test_a_freeze_budget_that_cannot_be_met(stage: Stage, unharmed: Memory) -> None:
     with stage.ground.caller() as caller:
-        assert "over the bound" in stage.refused("--max-freeze", "0.01ms")
+        assert "over the bound" in stage.refused("--max-freeze", "1ms")
         assert caller.longest_gap_s() < 1.0
 
 
@@ -276,4 +275,4 @@ def test_the_destination_dies_after_the_grant(stage: Stage) -> None:
         before.is_at(away)
         assert command.result().returncode == 0
     assert source.json("migrations")[0]["state"] == "done"
-    assert source.cli("app", "recover", APP).returncode == 3  # it is not here any more
+    assert "is not in doubt" in refusal(source.cli("app", "recover", APP))

@@ -114,9 +114,13 @@ class Ground:
 
     def meet(self) -> None:
         """Wait until all that run see each other."""
-        up = [node for node in self.mesh.nodes.values() if node.process is not None and node.process.poll() is None]
+        up = self.up()
         names = {node.name for node in up}
         eventually(lambda: all(self._alive(node) >= names - {node.name} for node in up), within_s=30)
+
+    def up(self) -> list[LocalNode]:
+        """The nodes that run."""
+        return [node for node in self.mesh.nodes.values() if node.process is not None and node.process.poll() is None]
 
     def other(self, node: LocalNode) -> LocalNode:
         """The other one that has the engine."""
@@ -126,11 +130,11 @@ class Ground:
         return {row["name"] for row in node.json("peers") if row["state"] == "alive"}
 
     def home(self, app: str) -> LocalNode:
-        """The node on which an app runs, as soon as it and the others say so."""
+        """The node on which an app runs, as soon as all that are up say so."""
 
         def look() -> LocalNode | None:
             told = set()
-            for node in (self.north, self.south):
+            for node in self.up():
                 told |= {(row["node"], row["state"]) for row in node.json("apps") if row["name"] == app}
             names = [name for name, state in told if state == "running"]
             return self.mesh.nodes[names[0]] if len(told) == len(names) == 1 else None
