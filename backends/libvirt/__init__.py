@@ -1,9 +1,14 @@
 """The backend of virtual machines: QEMU through libvirt.
 
-backend     LibvirtBackend: the life of one machine, in terms of `backends.base`
+backend     LibvirtBackend: what the node asks for
+instance    one machine with what is remembered of it: where it stands, how it ended
+starting    loading a machine and letting it go
+saving      its memory, once and for all or as a pre-copy round
+machine     single calls of libvirt about one machine
 adopt       an existing machine of libvirt's, taken apart into layers
 table       the [libvirt] table of a configuration
 domain      libvirt's XML: written for a new machine; read and given this node's paths for a saved one
+place       what of that belongs to this node
 disks       the chain of images below a machine's disk
 image       what a qcow2 header says
 savefile    memory saved in a file: which may be continued

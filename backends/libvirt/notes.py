@@ -60,6 +60,9 @@ class Note:
     def this_boot(self) -> bool:
         return self.boot == procfs.boot_id()
 
+    def of(self, process: ProcessId | None) -> "Note":
+        return replace(self, process=process)
+
     def now(self, phase: Phase, exit: Exit | None = None) -> "Note":
         """The same run, which came farther."""
         return replace(self, phase=phase, exit=exit)
