@@ -20,6 +20,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ from backends.errors import (
 from backends.folders import remove_tree
 from backends.hooks import run_hook
 from backends.procfs import ProcessId
-from backends.rundir import Ended, RunDir
+from backends.rundir import Ended, Live, RunDir
 
 _VERSION = re.compile(r"runc version (\S+)")
 _PROBE_TIMEOUT_S = 3.0
@@ -83,6 +84,7 @@ class RuncBackend:
         self._healthy_after_s = healthy_after_s
         self._netns = netns
         self._log_limit_bytes = log_limit_bytes
+        self._taking = threading.Lock()
 
     def probe(self) -> Probe:
         """Needs root, runc, overlayfs and a CRIU that fits the kernel."""
@@ -117,10 +119,7 @@ class RuncBackend:
     def stop(self, workspace: Workspace) -> None:
         """SIGTERM to the first process, SIGKILL to all, then take the container's mounts and network away."""
         supervised.end(workspace)
-        live = RunDir(str(workspace.run_dir)).live()
-        if live is not None:
-            procfs.reap(live.shim)
-        self._container(workspace).clear()
+        self._clear(workspace)
 
     def checkpoint(self, layout: AppLayout, *, leave_running: bool) -> Checkpoint:
         """Dump its memory to `state/images`."""
@@ -200,21 +199,32 @@ class RuncBackend:
         """Read the run folder and ask the kernel."""
         container = self._container(workspace)
 
-        def leftovers(_: object, ended: Ended | None) -> list[ProcessId]:
-            return container.processes() if ended is None else [left for left in ended.left if procfs.alive(left)]
+        def leftovers(live: Live, ended: Ended | None) -> list[ProcessId]:
+            if ended is None:
+                return container.processes(live.run)
+            return [process for process in ended.left if procfs.alive(process)]
 
         found = supervised.status(workspace, leftovers)
         if found.state is not EngineState.EXITED or found.leftovers:
             return found
         # A node may have been killed between the end of a dump that went well and its own note of that.
-        run_dir = RunDir(str(workspace.run_dir))
-        live = run_dir.live()
-        assert live is not None
-        if run_dir.intent(live.run) == supervised.SUSPENDING and container.dump_is_complete():
-            container.take_dump()
-            run_dir.write_intent(live.run, supervised.SUSPENDED)
-            return Status(EngineState.SUSPENDED, started=found.started, exit=found.exit)
-        return found
+        if not self._take_final_dump(workspace):
+            return found
+        return Status(EngineState.SUSPENDED, started=found.started, exit=found.exit)
+
+    def _take_final_dump(self, workspace: Workspace) -> bool:
+        """Let a final dump count, if there is a whole one and its container is gone; again, it changes nothing.
+
+        Whoever asks for the status may come between the end of a container and the note of that.
+        """
+        container, run_dir = self._container(workspace), RunDir(str(workspace.run_dir))
+        with self._taking:
+            live = run_dir.live()
+            assert live is not None
+            if run_dir.intent(live.run) == supervised.SUSPENDING and container.dump_is_complete():
+                container.take_dump()
+                run_dir.write_intent(live.run, supervised.SUSPENDED)
+            return run_dir.intent(live.run) == supervised.SUSPENDED
 
     def _container(self, workspace: Workspace) -> Container:
         return Container(workspace, self._settings, self._netns)
@@ -229,8 +239,17 @@ class RuncBackend:
             _make_folders(layout)
         except OSError as error:
             raise StartFailed(f"cannot start {layout.name}: {error}", executed=False) from error
-        self._container(layout).clear()
+        self._clear(layout)
         return options
+
+    def _clear(self, workspace: Workspace) -> None:
+        """Take away what a run left whose supervisor is gone."""
+        run_dir = RunDir(str(workspace.run_dir))
+        live = run_dir.live()
+        if live is not None:
+            procfs.reap(live.shim)
+        killed = live is not None and live.boot == procfs.boot_id() and run_dir.ended(live.run) is None
+        self._container(workspace).clear(live.run if live is not None and killed else None)
 
     def _launch(self, layout: AppLayout, options: oci.Options, *, restoring: bool, closing: bool = False) -> Started:
         """Furnish the container, have a shim run the launcher, and see the application live a while."""
@@ -242,7 +261,7 @@ class RuncBackend:
             spec = shim.Spec(
                 run=run,
                 argv=container.launcher(options, restoring=restoring),
-                env=container.environment(),
+                env=container.environment(run),
                 cwd=str(container.bundle),
                 run_dir=str(layout.run_dir),
                 log_path=str(layout.log_path),
@@ -306,8 +325,8 @@ class RuncBackend:
             raise self._not_dumped(layout, container, error) from error
         procfs.wait_end(live.shim, supervised.END_TIMEOUT_S)
         procfs.reap(live.shim)
-        container.take_dump()
-        run_dir.write_intent(live.run, supervised.SUSPENDED)
+        if not self._take_final_dump(layout):
+            raise SuspendFailed(f"{layout.name} has ended, and its memory was not saved", running=False)
         container.clear()
         return Checkpoint(at, paused_s=time.monotonic() - at.monotonic_s)
 
