@@ -110,14 +110,17 @@ class Container:
         if not options.network.host:
             self._network.announce(options.network)
 
-    def clear(self) -> None:
+    def clear(self, run: str | None = None) -> None:
         """Kill what is left of the container, and take away all that was made for it but its files. Idempotent.
+
+        Args:
+            run: as for `processes`.
 
         Raises:
             StopFailed: something did not die.
         """
         deadline = time.monotonic() + _SWEEP_TIMEOUT_S
-        while left := self.processes():
+        while left := self.processes(run):
             if time.monotonic() > deadline:
                 pids = tuple(process.pid for process in left)
                 raise StopFailed(f"processes of {self._name} cannot be killed: {pids}", pids)
@@ -127,6 +130,7 @@ class Container:
         if (self._notes / self.id).exists():
             with contextlib.suppress(EngineFailed):
                 self.run("delete", "--force", self.id)
+        overlay.unmount_beneath(self._notes)  # of a restore that was killed
         remove_tree(self._notes)
         for group in self._cgroups():
             _remove_cgroup(group)
@@ -134,8 +138,13 @@ class Container:
         if self._root.exists():
             overlay.unmount(self._root, hurry=True)
 
-    def processes(self) -> list[ProcessId]:
-        """Everything that executes in the container, by the kernel's own account."""
+    def processes(self, run: str | None = None) -> list[ProcessId]:
+        """Everything that executes in the container, by the kernel's own account.
+
+        Args:
+            run: a run whose supervisor was killed; its launcher may not have ended, nor CRIU, which are outside.
+        """
+        outside = [] if run is None else procfs.marked(RUN_MARK, run)
         for group in self._cgroups():
             try:
                 text = (group / "cgroup.procs").read_text()
@@ -143,8 +152,8 @@ class Container:
                 continue
             found = [procfs.stat(int(line)) for line in text.split()]
             if alive := [one.process for one in found if one is not None and one.state not in "ZX"]:
-                return alive
-        return []
+                return alive + [one for one in outside if one not in alive]
+        return outside
 
     def _cgroups(self) -> list[Path]:
         """Its groups in the one hierarchy of version 2, or in each of version 1."""
@@ -158,8 +167,8 @@ class Container:
         log = ["--log", str(self._message), "--log-format", "json"]
         return ["runc", "--root", str(self._notes), *log, *map(str, words)]
 
-    def environment(self) -> dict[str, str]:
-        """For runc, which looks for `criu` in PATH."""
+    def environment(self, run: str | None = None) -> dict[str, str]:
+        """For runc, which looks for `criu` in PATH; with the mark of a run, to find both again."""
         path = os.environ.get("PATH", os.defpath)
         if (program := criu.find(self._settings)) is not None:
             place = self._run / "bin"
@@ -169,7 +178,7 @@ class Container:
                 link.unlink(missing_ok=True)
                 link.symlink_to(program)
             path = f"{place}:{path}"
-        return {"PATH": path}
+        return {"PATH": path} if run is None else {"PATH": path, RUN_MARK: run}
 
     def run(self, *words: str | Path) -> None:
         """Run a command of runc to its end; in a session of its own, so that it survives a node that is killed.

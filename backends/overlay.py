@@ -17,13 +17,13 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from backends.errors import BackendError
 from backends.overlaydiff import difference
 
-__all__ = ["OverlayError", "difference", "is_mounted", "lower_of", "mount", "unmount"]
+__all__ = ["OverlayError", "difference", "is_mounted", "lower_of", "mount", "unmount", "unmount_beneath"]
 
 PORTABLE = "index=off,metacopy=off,redirect_dir=off,xino=off"
 
@@ -100,8 +100,26 @@ def unmount(target: Path, *, mount_ns_pid: int | None = None, hurry: bool = Fals
 
 def is_mounted(target: Path, *, mount_ns_pid: int | None = None) -> bool:
     """Whether an overlay is mounted on `target`."""
-    process = "self" if mount_ns_pid is None else str(mount_ns_pid)
     wanted = os.path.realpath(target)
+    return any(kind == "overlay" and point == wanted for point, kind in _mounts(mount_ns_pid))
+
+
+def unmount_beneath(folder: Path) -> None:
+    """Undo every mount of whatever kind at or below `folder`.
+
+    Raises:
+        OverlayError: the kernel refused.
+    """
+    top = os.path.realpath(folder)
+    points = [point for point, _ in _mounts(None) if point == top or point.startswith(top + os.sep)]
+    for point in reversed(points):  # the latest first
+        if _libc.umount2(os.fsencode(point), _MNT_DETACH) != 0 and ctypes.get_errno() != errno.EINVAL:
+            _check(-1, f"unmount {point}")
+
+
+def _mounts(mount_ns_pid: int | None) -> Iterator[tuple[str, str]]:
+    """Place and kind of each mount, in the order in which they were made."""
+    process = "self" if mount_ns_pid is None else str(mount_ns_pid)
     try:
         with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             rows = file.read().split("\n")
@@ -109,11 +127,8 @@ def is_mounted(target: Path, *, mount_ns_pid: int | None = None) -> bool:
         raise OverlayError(f"cannot read the mounts of process {process}: {error.strerror}") from error
     for row in rows:
         fields = row.split(" ")
-        if len(fields) > 9 and fields[fields.index("-") + 1] == "overlay":
-            point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
-            if point == wanted:
-                return True
-    return False
+        if len(fields) > 9:
+            yield _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]), fields[fields.index("-") + 1]
 
 
 def _options(lowers: Sequence[Path], upper: Path, work: Path) -> tuple[str, bytes]:
