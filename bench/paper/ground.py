@@ -59,7 +59,7 @@ class Ground:
 
     def rsync(self, *, compress: bool) -> Rsync:
         """The published method."""
-        return Rsync(*self._places, self.stage.ssh, self.counted, compress=compress)
+        return Rsync(*self.places, self.stage.ssh, self.counted, compress=compress)
 
     @cached_property
     def p2player(self) -> P2player:
@@ -73,7 +73,7 @@ class Ground:
         return made
 
     @cached_property
-    def _places(self) -> tuple[Place, Place]:
+    def places(self) -> tuple[Place, Place]:
         places = []
         for host, engine in ((self.stage.a, self.source), (self.stage.b, self.destination)):
             folder = self.folder / f"r{host.name}"

@@ -81,7 +81,7 @@ def own(runs: Runs) -> list[str]:
                 if name in methods
             ]
             figures = [f"{figure:.2f}" for each in both for figure in each]
-            kept = _kept([methods[OWN]])
+            kept = _kept([methods[OWN]]) + ", paused first" * (methods[OWN].figures.get("paused_first", 0) > 0)
             rows.append((cell.platform, TITLES[cell.app], *figures, *[""] * (6 - len(figures)), kept))
     head = ("platform", "application", "own: s", "MB", "down, s", "p2player: s", "MB", "down, s", "state (own)")
     return ["## The engines' own live migration", grid(head, rows, right=range(2, 8))] if rows else []
