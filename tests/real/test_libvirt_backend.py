@@ -30,6 +30,7 @@ from tests.support.enginelab.libvirt import LibvirtNode
 pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
+    pytest.mark.engine,
     pytest.mark.xdist_group("libvirt"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
