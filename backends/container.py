@@ -119,6 +119,7 @@ class Container:
         Raises:
             StopFailed: something did not die.
         """
+        self.thaw()
         deadline = time.monotonic() + _SWEEP_TIMEOUT_S
         while left := self.processes(run):
             if time.monotonic() > deadline:
@@ -137,6 +138,13 @@ class Container:
         self._network.remove()
         if self._root.exists():
             overlay.unmount(self._root, hurry=True)
+
+    def thaw(self) -> None:
+        """Let the processes go on that a dump froze which was killed: not even SIGKILL reaches them before."""
+        for group in self._cgroups():
+            for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                with contextlib.suppress(OSError):
+                    (group / name).write_text(word)
 
     def processes(self, run: str | None = None) -> list[ProcessId]:
         """Everything that executes in the container, by the kernel's own account.

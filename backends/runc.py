@@ -118,6 +118,7 @@ class RuncBackend:
 
     def stop(self, workspace: Workspace) -> None:
         """SIGTERM to the first process, SIGKILL to all, then take the container's mounts and network away."""
+        self._container(workspace).thaw()
         supervised.end(workspace)
         self._clear(workspace)
 
@@ -332,6 +333,7 @@ class RuncBackend:
 
     def _not_dumped(self, layout: AppLayout, container: Container, error: Exception) -> SuspendFailed:
         """What became of an application that could not be saved."""
+        container.thaw()
         container.forget_dump()
         running = self.status(layout).state is EngineState.RUNNING
         return SuspendFailed(f"{layout.name} could not be saved: {error}", running=running)

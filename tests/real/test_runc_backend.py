@@ -24,6 +24,7 @@ from backends.errors import ConfigError, StartFailed, SuspendFailed
 from backends.runc import RuncBackend
 from tests.support import apps
 from tests.support.apps import eventually, executing, toml
+from tests.support.contract import leftovers
 from tests.support.enginelab.rootfs import PYTHON, python_rootfs
 from tests.support.enginelab.runc import RuncNode
 
@@ -76,6 +77,48 @@ print("ready", flush=True)
 while True: time.sleep(0.01)
 """
 
+HOLDS_MUCH = """
+import mmap, os, select, socket, tempfile, threading, time
+# Uses one of each kind of thing in every turn: a turn ends only when all still work.
+nameless = tempfile.TemporaryFile(dir="/tmp")
+nameless.write(b"x" * (3 << 20))
+shared = mmap.mmap(-1, 4096)
+memory = open("/dev/shm/note", "w+b", buffering=0)
+near, far = socket.socketpair()
+read, write = os.pipe()
+event, poll = os.eventfd(0), select.epoll()
+poll.register(event, select.EPOLLIN)
+lock, turns = threading.Condition(), [0]
+def helper():
+    while True:
+        with lock:
+            lock.wait()
+            turns[0] += 1
+            lock.notify_all()
+threading.Thread(target=helper, daemon=True).start()
+if os.fork() == 0:
+    while True:
+        shared[:8] = far.recv(8)
+        os.write(write, b"done")
+time.sleep(0.2)
+print("ready", flush=True)
+count = 0
+while True:
+    time.sleep(0.01)
+    count += 1
+    text = b"%8d" % count
+    nameless.seek(2 << 20); nameless.write(text); nameless.flush(); nameless.seek(2 << 20)
+    memory.seek(0); memory.write(text); memory.seek(0)
+    near.send(text)
+    assert os.read(read, 4) == b"done" and shared[:8] == nameless.read(8) == memory.read(8) == text
+    os.eventfd_write(event, 1)
+    assert poll.poll(1) and os.eventfd_read(event) == 1
+    with lock:
+        lock.notify_all()
+        while turns[0] < count: lock.wait()
+    with open("count", "w") as file: file.write(str(count))
+"""
+
 LOOKS_AROUND = """
 import json, os, socket, time
 report = {
@@ -124,16 +167,16 @@ class Room:
 
 
 @pytest.fixture
-def room(tmp_path: Path, base: Path) -> Iterator[Room]:
-    with apps.adopting_orphans():
-        room = Room(tmp_path, base)
+def room(base: Path) -> Iterator[Room]:
+    with leftovers.home() as folder, apps.adopting_orphans():
+        room = Room(folder, base)
         try:
             yield room
         finally:
             for node, layout in room.made:
                 node.backend.destroy(layout)
                 assert list(layout.folder.iterdir()) == []
-        assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+        assert str(folder) not in Path("/proc/self/mountinfo").read_text()
         assert not list(Path("/sys/fs/cgroup").glob("*/p2player/p2p-c0ffee*"))
 
 
@@ -176,6 +219,20 @@ def test_memory_moves_and_its_output_goes_on(room: Room) -> None:
     assert "ready" not in log(room.there, destination)
     eventually(lambda: "count" in log(room.there, destination))
     assert not (destination.state_dir / "images").exists()
+
+
+def test_threads_children_and_files_without_a_name_move_too(room: Room) -> None:
+    source, destination = room.layout(room.here, HOLDS_MUCH), room.layout(room.there, HOLDS_MUCH)
+    room.here.backend.start(source)
+    eventually(lambda: count(source) > 5)
+    assert room.here.backend.obstacles(source) == []
+    room.here.backend.checkpoint(source, leave_running=True)
+    room.here.backend.suspend(source)
+    before = count(source)
+    room.carry(source, destination)
+    room.there.backend.restore(destination)
+    eventually(lambda: count(destination) > before + 5)
+    assert log(room.there, destination) == ""
 
 
 def test_what_it_sees(room: Room) -> None:
@@ -251,6 +308,23 @@ def test_a_container_without_a_supervisor_is_lost_until_it_is_stopped(room: Room
     assert not overlay.is_mounted(root_of(layout))
     assert not backend.status(layout).executing
     backend.start(layout)
+
+
+def test_a_container_that_a_killed_dump_left_frozen_can_be_stopped(room: Room) -> None:
+    layout = room.layout(room.here, COUNTER)
+    backend = room.here.backend
+    pid = backend.start(layout).pid
+    frozen = [*Path("/sys/fs/cgroup").glob("**/p2p-c0ffee*/freezer.state")]
+    for path in frozen:
+        path.write_text("FROZEN")
+    for path in [*Path("/sys/fs/cgroup").glob("**/p2p-c0ffee*/cgroup.freeze")]:
+        path.write_text("1")
+    found = procfs.stat(pid)
+    assert found is not None
+    os.kill(found.parent, signal.SIGKILL)
+    eventually(lambda: backend.status(layout).state is EngineState.LOST)
+    backend.stop(layout)
+    assert not executing(pid)
 
 
 NODE = """
