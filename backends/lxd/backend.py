@@ -32,6 +32,7 @@ from pathlib import Path
 
 from backends import applog, appnet, criu, procfs
 from backends.base import (
+    Adopted,
     AppLayout,
     Capabilities,
     Checkpoint,
@@ -58,7 +59,7 @@ from backends.errors import (
 )
 from backends.folders import remove_tree
 from backends.hooks import run_hook
-from backends.lxd import failing, inside, instance, notes, predump, settings, volume
+from backends.lxd import adopt, failing, inside, instance, notes, predump, settings, volume
 from backends.lxd.daemon import HOW_TO_GET, Daemon, LxdError, Process, StillAtWork
 from backends.lxd.instance import Instance, Row
 from backends.lxd.notes import Note, Phase
@@ -70,12 +71,12 @@ _TAIL_BYTES = 2048
 _TAIL_LINES = 5
 _RESTORED_AFTER_S = 0.05  # what lived before needs no second to prove itself
 _MONITOR_TIMEOUT_S = 5.0
-_SCRIPT_TIMEOUT_S = 5.0
+_SCRIPT_TIMEOUT_S = 2.0
 _POLL_S = 0.01
 
 
 class LxdBackend:
-    """See `backends.base.Backend`.
+    """See `backends.base.Backend` and `backends.base.Adopter`.
 
     Args:
         engines: where the daemon is; whatever it leaves open is found as LXD's own tools find it.
@@ -276,6 +277,10 @@ class LxdBackend:
         pid = self._main_process(workspace, note.init)
         return Status(EngineState.RUNNING, pid, note.started or _started(note.init))
 
+    def adopt(self, source: str, into: Path, base: Path | None) -> Adopted:
+        """`INSTANCE`, or `image:ALIAS` or `image:FINGERPRINT`; see `backends.lxd.adopt`."""
+        return adopt.take_apart(self._daemon, source, into, base)
+
     def _instance(self, workspace: Workspace) -> Instance:
         return Instance(self._daemon, instance.name_of(workspace.app_id))
 
@@ -404,7 +409,7 @@ class LxdBackend:
             row = container.row()
             return row is None or row.stopped
 
-        if not _until(stopped, _SCRIPT_TIMEOUT_S):
+        if not _until(stopped, _MONITOR_TIMEOUT_S):
             self.stop(layout)
 
     def _save(self, layout: AppLayout, container: Instance) -> Checkpoint:

@@ -68,7 +68,9 @@ if ! command -v {program} >/dev/null 2>&1; then
 fi
 cd {state}
 trap 'asked=1; kill -TERM "$app"' TERM
-{command} </dev/null >/{folder}/output 2>&1 &
+# LXC and the shell have it ignore these; a shell alone cannot undo that, and not every env can.
+env --default-signal=INT,QUIT,PIPE true 2>/dev/null && set -- env --default-signal=INT,QUIT,PIPE || set --
+"$@" {command} </dev/null >/{folder}/output 2>&1 &
 app=$!
 echo "$app" >/{folder}/pid
 code=

@@ -129,7 +129,6 @@ class LxdNode:
         spec = {
             "folder": str(self._folder),
             "mount_point": MOUNT_POINT,
-            "own_network": self._netns is None,
             "environment": {**self.environment, "LXD_LXC_TEMPLATE_CONFIG": str(self._template)},
         }
         keeper = [sys.executable, "-I", str(_KEEPER)]

@@ -37,7 +37,7 @@ def main() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # and not ignored: the daemon would inherit that
     folder = Path(spec["folder"])
-    _mount(folder, spec["mount_point"], own_network=spec["own_network"])
+    _mount(folder, spec["mount_point"])
     subprocess.Popen(
         ["lxd", "--group", "root", f"--logfile={folder.parent / 'lxd.log'}"],
         stdin=subprocess.DEVNULL,
@@ -62,12 +62,11 @@ def _line() -> bytes:
     return line
 
 
-def _mount(folder: Path, mount_point: str, *, own_network: bool) -> None:
+def _mount(folder: Path, mount_point: str) -> None:
     keep = folder.parent / "cgroups"
     for path in (keep, folder, Path("/run/lxc")):
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
-    if own_network:
-        _run("ip", "link", "set", "lo", "up")
+    _run("ip", "link", "set", "lo", "up")  # without it CRIU cannot try out TCP
     _run("mount", "--rbind", str(_CGROUPS), str(keep))
     _run("mount", "-t", "sysfs", "sysfs", "/sys")
     _run("mount", "--rbind", str(keep), str(_CGROUPS))
