@@ -279,6 +279,7 @@ def test_pre_copy_rounds_leave_it_running_and_are_never_continued(
     notes.write(layout.run_dir, None)
     assert not has_memory_of_before(site.backend.restore(layout).pid)
     assert not savefile.path_of(layout).exists()
+    site.machine.destroy()  # it would not notice its power button yet
 
 
 def test_suspend_and_resume_here(sites: Sites, arrived: Arrived, last: tuple[int, str]) -> None:
@@ -342,6 +343,7 @@ def test_suspend_without_memory_presses_the_power_button(sites: Sites, arrived: 
     assert [path.name for path in layout.state_dir.iterdir()] == [disks.INSTANCE]
     assert not has_memory_of_before(site.backend.resume(layout).pid)
     assert site.backend.status(layout).state is EngineState.RUNNING
+    site.machine.destroy()
 
 
 def test_a_save_that_fails_leaves_it_running(sites: Sites, suspended: Path) -> None:
@@ -352,6 +354,7 @@ def test_a_save_that_fails_leaves_it_running(sites: Sites, suspended: Path) -> N
     shutil.copy(suspended / disks.INSTANCE, layout.state_dir)
     try:
         started = site.backend.start(layout)
+        wait_for(site, layout, "ready 1 ")  # before, it has hardly any memory
         with pytest.raises(SuspendFailed, match=r"could not be saved: .*[Nn]o space") as caught:
             site.backend.suspend(layout)
         assert caught.value.running
@@ -360,7 +363,6 @@ def test_a_save_that_fails_leaves_it_running(sites: Sites, suspended: Path) -> N
         status = site.backend.status(layout)
         assert (status.state, status.pid) == (EngineState.RUNNING, started.pid)
         assert [path.name for path in layout.state_dir.iterdir()] == [disks.INSTANCE]
-        wait_for(site, layout, "ready 1 ")
         assert ticks_on(site, layout)
     finally:
         site.backend.destroy(layout)
