@@ -22,7 +22,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def parse(engine: str, table: Mapping[str, Any], default: str) -> Network:
 
 
 @contextlib.contextmanager
-def _config_error(where: str, problem: str) -> Any:
+def _config_error(where: str, problem: str) -> Iterator[None]:
     try:
         yield
     except ValueError:
@@ -156,8 +156,7 @@ class Namespace:
             NetworkError: the kernel refused.
         """
         if network.bridge is not None and network.ipv4 is not None:
-            address = ipaddress.IPv4Interface(network.ipv4).ip.packed
-            _apart(lambda: _announce(address), self.place)
+            announce(network.ipv4, self.place)
 
     def remove(self) -> None:
         """Take it away, with its interfaces. Idempotent."""
@@ -166,7 +165,7 @@ class Namespace:
         # At once, for the kernel clears namespaces away later, and the name may be wanted again.
         with contextlib.suppress(NetworkError):
             _ip(self._node, f"link delete {self._outer}")
-        while os.path.ismount(self.place) or _is_namespace(self.place):
+        while _is_mounted(self.place):
             if _libc.umount2(os.fsencode(self.place), _MNT_DETACH) != 0:
                 break
         self.place.unlink(missing_ok=True)
@@ -180,14 +179,17 @@ class Namespace:
 def announce(ipv4: str, namespace: Path) -> None:
     """Tell the neighbours of a network namespace's `INSIDE` where this address is now.
 
+    And look for them anew: what was asked while nothing got through would be repeated after a second only.
+
     Raises:
         NetworkError: there is no such interface.
     """
     address = ipaddress.IPv4Interface(ipv4).ip.packed
     _apart(lambda: _announce(address), namespace)
+    _ip(namespace, f"neighbour flush dev {INSIDE}")
 
 
-def _is_namespace(path: Path) -> bool:
+def _is_mounted(path: Path) -> bool:
     """Whether something of another file system is mounted on this file."""
     return path.stat().st_dev != path.parent.stat().st_dev
 
