@@ -193,6 +193,8 @@ class Daemon:
             raise LxdError(f"LXD: {_line(str(error))}", error.response.status_code) from error
         except (requests.RequestException, OSError) as error:
             raise BackendUnavailable(f"LXD at {self.socket} does not answer: {_line(str(error))}") from error
+        except (TypeError, KeyError) as error:  # pylxd does not expect JSON of another shape
+            raise LxdError(f"LXD at {self.socket} gave an answer that makes no sense") from error
 
     def _answer(self, response: Any) -> Any:
         try:

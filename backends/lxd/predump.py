@@ -58,7 +58,7 @@ def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init
         *("nsenter", "--target", str(process.pid), "--mount", "--net", "--wd=/"),
         *(str(process.criu), "dump", "-D", str(volume.path / beside), "-o", str(log), "-t", str(init)),
         *_OPTIONS,
-        *_cgroups(init),
+        *cgroup_options(Path(f"/proc/{init}/cgroup").read_text()),
         *_mounts(process, name),
     ]
     problem = ""
@@ -87,23 +87,19 @@ def _swap(top: Path) -> None:
     remove_tree(old)
 
 
-def _cgroups(init: int) -> list[str]:
-    """Options for the control groups that LXC made for the container."""
+def cgroup_options(text: str) -> list[str]:
+    """CRIU's options for the control groups that LXC made for a container, from its /proc/PID/cgroup."""
     words: list[str] = []
     freezer = None
-    with open(f"/proc/{init}/cgroup", encoding="utf-8") as file:
-        rows = [line.rstrip("\n").split(":", 2) for line in file]
+    rows = [line.split(":", 2) for line in text.splitlines()]
     unified = all(not controllers for _, controllers, _ in rows)
     for _, controllers, path in rows:
         match = _PAYLOAD.match(path)
-        if match is None:
+        if match is None or (not controllers and not unified):
             continue
-        if controllers or unified:
-            words += ["--cgroup-root", f"{controllers}:{match[1]}" if controllers else match[1]]
-        if "freezer" in controllers.split(","):
-            freezer = f"/sys/fs/cgroup/freezer{match[1]}"
-        elif unified:
-            freezer = f"/sys/fs/cgroup{match[1]}"
+        words += ["--cgroup-root", f"{controllers}:{match[1]}" if controllers else match[1]]
+        if unified or "freezer" in controllers.split(","):
+            freezer = f"/sys/fs/cgroup{'' if unified else '/freezer'}{match[1]}"
     return words if freezer is None else [*words, "--freeze-cgroup", freezer]
 
 

@@ -1,0 +1,259 @@
+"""What is made of LXD's word and the node's own note; and the words of a daemon that answers strangely."""
+
+import json
+import socketserver
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends import config, procfs
+from backends.base import AppLayout, EngineSettings, EngineState, Exit, Moment
+from backends.errors import BackendUnavailable
+from backends.lxd import failing, inside, notes, predump
+from backends.lxd.backend import LxdBackend
+from backends.lxd.daemon import Daemon, LxdError, Process, StillAtWork, find_socket
+from backends.lxd.notes import Note, Phase
+
+BOOT = procfs.boot_id()
+STARTED = Moment(1.5, 2.5)
+NAME = "p2p-abababababab"
+
+
+class FakeDaemon(Daemon):
+    """One that knows at most one container."""
+
+    def __init__(self, row: Mapping[str, Any] | None) -> None:
+        super().__init__(EngineSettings(lxd_socket=Path("/nowhere")))
+        self.row = row
+
+    def get(self, *path: str, params: Mapping[str, Any] | None = None) -> Any:
+        assert path == ("instances", NAME)
+        if self.row is None:
+            raise LxdError("Instance not found", 404)
+        return self.row
+
+
+def stopped(*, stateful: bool = False, used_at: str = "now") -> dict[str, Any]:
+    return {"status_code": 102, "stateful": stateful, "last_used_at": used_at}
+
+
+def layout(folder: Path, text: str = 'command = ["true"]') -> AppLayout:
+    (folder / "run").mkdir(exist_ok=True)
+    (folder / "state" / "upper" / "rootfs" / inside.FOLDER).mkdir(parents=True, exist_ok=True)
+    return AppLayout("ab" * 16, "box", folder, config.parse(text), base=folder, app=folder)
+
+
+def state(folder: Path, note: Note | None, row: Mapping[str, Any] | None) -> EngineState:
+    backend = LxdBackend()
+    backend.__dict__["_daemon"] = FakeDaemon(row)
+    app = layout(folder)
+    notes.write(app, note)
+    return backend.status(app).state
+
+
+RAN = Note(Phase.RUNNING, BOOT, started=STARTED)
+MEMORY = RAN.to(Phase.SUSPENDED)
+SHELVED = RAN.to(Phase.SHELVED)
+
+
+@pytest.mark.parametrize(
+    ("note", "row", "expected"),
+    [
+        (None, None, EngineState.ABSENT),
+        (None, stopped(), EngineState.ABSENT),
+        (None, stopped(stateful=True), EngineState.ABSENT),
+        (RAN, stopped(), EngineState.EXITED),
+        (RAN, None, EngineState.LOST),
+        (Note(Phase.RUNNING, "another boot"), stopped(), EngineState.LOST),
+        (RAN.to(Phase.STOPPING), stopped(), EngineState.EXITED),
+        (RAN.to(Phase.STOPPED, Exit(0, None)), stopped(), EngineState.EXITED),
+        (Note(Phase.STOPPED, "another boot"), stopped(), EngineState.EXITED),
+        (RAN.to(Phase.STOPPED, Exit(0, None)), None, EngineState.EXITED),
+        (RAN.to(Phase.SUSPENDING), stopped(stateful=True), EngineState.SUSPENDED),
+        (RAN.to(Phase.SUSPENDING), stopped(), EngineState.EXITED),
+        (MEMORY, stopped(stateful=True), EngineState.SUSPENDED),
+        (MEMORY, stopped(), EngineState.LOST),
+        (MEMORY, None, EngineState.LOST),
+        (Note(Phase.SUSPENDED, "another boot"), stopped(stateful=True), EngineState.SUSPENDED),
+        (SHELVED, stopped(), EngineState.SUSPENDED),
+        (SHELVED, None, EngineState.SUSPENDED),
+        # A start that the node did not see the end of.
+        (Note(Phase.STARTING, BOOT, used_at="now"), stopped(), EngineState.ABSENT),
+        (Note(Phase.STARTING, BOOT, used_at="then"), stopped(), EngineState.EXITED),
+        (Note(Phase.STARTING, BOOT, used_at="now", before=SHELVED), stopped(), EngineState.SUSPENDED),
+        (Note(Phase.STARTING, BOOT, used_at="now", before=SHELVED), None, EngineState.SUSPENDED),
+        (Note(Phase.STARTING, BOOT, used_at="now"), None, EngineState.ABSENT),
+        (
+            Note(Phase.STARTING, BOOT, used_at="then", memory=True, before=MEMORY),
+            stopped(stateful=True),
+            EngineState.SUSPENDED,
+        ),
+        (Note(Phase.STARTING, BOOT, used_at="then", memory=True, before=MEMORY), stopped(), EngineState.EXITED),
+    ],
+)
+def test_what_the_note_and_lxd_say_together(
+    tmp_path: Path, note: Note | None, row: Mapping[str, Any] | None, expected: EngineState
+) -> None:
+    assert state(tmp_path, note, row) is expected
+
+
+def test_an_exit_that_the_script_told(tmp_path: Path) -> None:
+    app = layout(tmp_path)
+    (app.state_dir / "upper" / "rootfs" / inside.FOLDER / "exit").write_text("7\n")
+    notes.write(app, RAN)
+    backend = LxdBackend()
+    backend.__dict__["_daemon"] = FakeDaemon(stopped())
+    assert backend.status(app).exit == Exit(7, None)
+    assert backend.status(app).started == STARTED
+
+
+def test_notes_are_read_as_they_were_written(tmp_path: Path) -> None:
+    app = layout(tmp_path)
+    me = procfs.stat(1)
+    assert me is not None
+    before = RAN.to(Phase.STOPPED, Exit(None, 9, asked=True, forced=True))
+    note = Note(Phase.STARTING, BOOT, me.process, me.process, STARTED, "then", True, before)
+    notes.write(app, note)
+    assert notes.read(app) == note
+    (app.run_dir / "lxd.json").write_text("{")
+    assert notes.read(app) is None
+    notes.write(app, None)
+    assert notes.read(app) is None
+
+
+def test_the_socket_is_that_of_the_settings_or_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LXD_DIR", "/srv/lxd")
+    assert find_socket(EngineSettings()) == Path("/srv/lxd/unix.socket")
+    assert find_socket(EngineSettings(lxd_socket=Path("/x"))) == Path("/x")
+
+
+# Dumps past LXD
+
+
+def test_what_lxc_binds_into_a_container_is_told_to_criu(tmp_path: Path) -> None:
+    conf = tmp_path / "logs" / NAME / "lxc.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(
+        "lxc.mount.entry = mqueue dev/mqueue mqueue rw,create=dir,optional 0 0\n"
+        "lxc.mount.entry = /dev/fuse dev/fuse none bind,create=file,optional 0 0\n"
+        "lxc.mount.entry = /sys/kernel/debug sys/kernel/debug none rbind,create=dir,optional 0 0\n"
+    )
+    process = Process(pid=1, folder=tmp_path, criu=None, templates=tmp_path)
+    here = type("Here", (), {"folder": tmp_path, "outside": staticmethod(lambda path: path)})
+    assert process.outside(Path("/a/b")) == Path("/proc/1/root/a/b")
+    assert predump._mounts(here, NAME) == [  # type: ignore[arg-type]
+        *("--ext-mount-map", "/dev/fuse:dev/fuse"),
+        *("--ext-mount-map", "/sys/kernel/debug:sys/kernel/debug"),
+    ]
+
+
+def test_the_control_groups_of_a_container_are_those_that_lxc_made() -> None:
+    old = f"3:freezer:/lxc.payload.{NAME}\n2:cpu,cpuacct:/a/lxc.payload.{NAME}/x\n1:name=systemd:/other\n0::/y\n"
+    assert predump.cgroup_options(old) == [
+        *("--cgroup-root", f"freezer:/lxc.payload.{NAME}", "--cgroup-root", f"cpu,cpuacct:/a/lxc.payload.{NAME}"),
+        *("--freeze-cgroup", f"/sys/fs/cgroup/freezer/lxc.payload.{NAME}"),
+    ]
+    assert predump.cgroup_options(f"0::/lxc.payload.{NAME}/init.scope\n") == [
+        *("--cgroup-root", f"/lxc.payload.{NAME}"),
+        *("--freeze-cgroup", f"/sys/fs/cgroup/lxc.payload.{NAME}"),
+    ]
+
+
+def test_a_restore_that_goes_on_is_left_alone(tmp_path: Path) -> None:
+    assert failing.end(tmp_path / "absent", "no-such-container") is None
+    log = tmp_path / "restore.log"
+    log.write_text("(00.1) Advanced iov 0 bytes\n" * 3)
+    assert failing.end(log, "no-such-container") is None
+    log.write_text("(00.1) Error (x): Restoring FAILED.\n")
+    assert failing.end(log, "no-such-container") is None
+    log.write_text("(00.1) Advanced iov 0 bytes\n" * 10_000)
+    assert failing.end(log, "no-such-container") == "its images have fewer pages than they should"
+
+
+# Answers
+
+
+class Answers(BaseHTTPRequestHandler):
+    """An LXD in few words."""
+
+    rows: Mapping[str, tuple[int, object]] = {}
+
+    def do_GET(self) -> None:
+        code, body = self.rows.get(self.path.partition("?")[0], (404, {"type": "error", "error": "not found"}))
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "unix"
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    pytest.importorskip("pylxd")
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    short = tmp_path / "s"
+    with socketserver.ThreadingUnixStreamServer(str(short), Answers) as server:
+        short.rename(folder / "socket")
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield Daemon(EngineSettings(lxd_socket=folder / "socket"))
+        server.shutdown()
+        thread.join()
+
+
+def sync(metadata: object) -> tuple[int, object]:
+    return 200, {"type": "sync", "metadata": metadata}
+
+
+def test_a_daemon_behind_a_long_path_is_asked(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Answers,
+        "rows",
+        {
+            "/1.0": sync({"auth": "trusted", "environment": {"server_version": "5.0.2"}}),
+            "/1.0/storage-pools": sync([{"name": "fast", "driver": "zfs"}, {"name": "plain", "driver": "dir"}]),
+            "/1.0/operations/a/wait": sync({"status_code": 200, "err": ""}),
+            "/1.0/operations/b/wait": sync({"status_code": 400, "err": "it\nbroke"}),
+            "/1.0/operations/c/wait": sync({"status_code": 103, "err": "", "description": "Starting"}),
+            "/1.0/odd": (200, b"[]"),
+        },
+    )
+    assert daemon.version() == "5.0.2"
+    assert daemon.pool() == "plain"
+    assert daemon.wait("a", 1)["err"] == ""
+    with pytest.raises(LxdError, match="LXD: it broke"):
+        daemon.wait("b", 1)
+    with pytest.raises(StillAtWork, match="starting takes longer"):
+        daemon.wait("c", 1)
+    with pytest.raises(LxdError, match="makes no sense"):
+        daemon.get("odd")
+    with pytest.raises(LxdError) as caught:
+        daemon.get("absent")
+    assert caught.value.status == 404
+
+
+def test_a_daemon_that_does_not_trust_us_is_not_used(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answers, "rows", {"/1.0": sync({"auth": "untrusted"})})
+    with pytest.raises(BackendUnavailable, match="does not trust"):
+        daemon.server()
+
+
+def test_a_probe_without_lxd_takes_no_time(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    probe = LxdBackend(EngineSettings(lxd_socket=tmp_path / "absent")).probe()
+    assert not probe.available
+    assert probe.reason is not None
+    assert time.monotonic() - begun < 5
