@@ -11,6 +11,7 @@ work folder that older sources filled is no trap. The same sources and packages 
 import hashlib
 import shutil
 import time
+from functools import cache
 from pathlib import Path
 
 from bench.data.workshop import Workshop
@@ -102,6 +103,7 @@ def _base_tree(workshop: Workshop, folder: Path) -> None:
     packages.date(folder, began_s)
 
 
+@cache
 def _sources(*more: str) -> str:
     """A digest of what layers are made from, but for the packages."""
     digest = hashlib.blake2b(digest_size=16)

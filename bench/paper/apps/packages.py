@@ -44,6 +44,8 @@ PASSING = (
 )
 """What differs from one installation to the next, or is of use only to a later one."""
 
+_PORTABLE = "index=off,metacopy=off,redirect_dir=off,xino=off"
+"""Options of an overlay whose upper folder is to be of use elsewhere."""
 _POLICY = "usr/sbin/policy-rc.d"
 _DPKG = ("--force-depends", "--force-unsafe-io")
 _INSTALL = """set -e
@@ -90,7 +92,7 @@ def install(
         policy.parent.mkdir(parents=True, exist_ok=True)
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
-        options = f"lowerdir={base},upperdir={made},workdir={work}"
+        options = f"lowerdir={base},upperdir={made},workdir={work},{_PORTABLE}"
         excluded = [f"--path-exclude=/{name if name.endswith('*') else name + '/*'}" for name in UNUSED]
         log = workshop.path / "install.log"
         log.unlink(missing_ok=True)
@@ -123,9 +125,6 @@ def settle(tree: Path, began_s: float, base: Path | None = None) -> None:
             path = Path(top, name)
             if base is None or path.is_symlink():
                 continue
-            for attribute in os.listxattr(path, follow_symlinks=False):
-                if attribute.startswith("trusted.overlay.") and attribute != "trusted.overlay.opaque":
-                    os.removexattr(path, attribute, follow_symlinks=False)
             if not os.listdir(path) and _same(path, base / path.relative_to(tree)):
                 path.rmdir()
     date(tree, began_s)
@@ -143,10 +142,16 @@ def date(tree: Path, began_s: float) -> None:
             status = path.lstat()
             if status.st_mtime >= began_s or (path.is_dir() and not path.is_symlink()):
                 os.utime(path, (OLD_TIME_S, OLD_TIME_S), follow_symlinks=False)
-            for attribute in os.listxattr(path, follow_symlinks=False):
-                if attribute in {"trusted.overlay.origin", "trusted.overlay.impure"}:
-                    os.removexattr(path, attribute, follow_symlinks=False)
+            _forget(path)
+    _forget(tree)
     os.utime(tree, (OLD_TIME_S, OLD_TIME_S))
+
+
+def _forget(path: Path) -> None:
+    """Remove what an overlay has noted of its own lower folders, of this one machine."""
+    for attribute in os.listxattr(path, follow_symlinks=False):
+        if attribute.startswith("trusted.overlay.") and attribute != "trusted.overlay.opaque":
+            os.removexattr(path, attribute, follow_symlinks=False)
 
 
 def _same(path: Path, other: Path) -> bool:
