@@ -228,9 +228,11 @@ class DestinationImages:
             StoreError: a chunk is missing, or it cannot be written.
         """
         manifest = manifest_of(self.vault, image)
+        self._basis, self._basis_shared = (LayerId(image.layer), manifest), True
+        if final is None and _mostly_one_file(manifest):
+            return
         if not self._patch(manifest):
             self._check_out(manifest, progress)
-        self._basis, self._basis_shared = (LayerId(image.layer), manifest), True
         if final is not None:
             assert self._placed is not None
             os.rename(self._placed[0], final)
@@ -264,6 +266,14 @@ class DestinationImages:
     def close(self) -> None:
         """Let go of the vault; it stays on the disk."""
         self.vault.close()
+
+
+def _mostly_one_file(manifest: Manifest) -> bool:
+    """Whether one file makes up most of a tree, as an image of memory does.
+
+    It will be another one in the next image, however few of its pages change: to have written it spares nothing then.
+    """
+    return 2 * max((entry.size for entry in manifest.entries), default=0) > manifest.size
 
 
 class _StatCache:

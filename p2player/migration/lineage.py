@@ -22,8 +22,8 @@ from p2player.sources import PackedIds, Source
 
 __all__ = ["KEPT_IMAGES", "Ancestor", "Lineage", "PackedIds"]
 
-KEPT_IMAGES: Final = 2
-"""The newest one, which is being fetched, and the one before, which the destination has."""
+KEPT_IMAGES: Final = 3
+"""One that is taken ahead, the one that is being fetched, and the one before, which the destination has."""
 _LEVEL: Final = 3
 
 

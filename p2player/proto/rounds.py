@@ -174,6 +174,13 @@ class RoundPolicy:
         useful = expected is None or self._teaches() or self._shrinks(expected, seconds, now)
         return Verdict.ROUND if useful and self.rounds < self.config.max_rounds else self.stuck()
 
+    def expects_round(self, moved_at: float) -> bool:
+        """Whether another round will follow when the newest image has moved, which is expected at `moved_at`."""
+        if self.rounds + 2 > self.config.max_rounds:
+            return False
+        expected = self.expected_delta(moved_at)
+        return expected is None or self.delta_link.predict(expected) > self.config.budget_s
+
     def stuck(self) -> Verdict:
         """No further round helps, or none is possible."""
         return Verdict.SUSPEND if self.config.max_freeze_s is None else Verdict.REFUSE

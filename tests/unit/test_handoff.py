@@ -214,6 +214,66 @@ def test_images_are_weighed_by_how_they_came() -> None:
     assert isinstance(journalled(outputs), records.Suspending), "by what the delta cost"
 
 
+def to_first_round(dirty_bytes_s: float | None = None) -> SourceMachine:
+    """A source whose first image, 100 s on the link, was asked for at 2.0 after an imaging of one second."""
+    policy = RoundPolicy(RoundConfig(), Link(1e6, 0.01, measured=True), dirty_bytes_s, 1e6)
+    machine = SourceMachine(replace(offer(), instance_bytes=100_000_000), b"k" * 32, CONFIG, policy)
+    machine.begin(0.0)
+    outputs = machine.handle(events.Received(messages.Welcome(1, messages.Need(), messages.Need())), 0.0)
+    machine.handle(events.Done(act(outputs).token, events.Planned(records.Prediction(2.0, 0.5, 100))), 0.0)
+    outputs = machine.handle(events.Received(messages.Synced(2, Pulled(), Pulled())), 1.0)
+    machine.handle(events.Done(act(outputs).token, events.Imaged(IMAGE, 100_000_000)), 2.0)
+    return machine
+
+
+def progress(machine: SourceMachine, done: int, now: float) -> list[events.Output]:
+    return machine.handle(events.Received(messages.Progress(3, done, 100, working=True)), now)
+
+
+FIRST_ROUND = Pulled(100_000_000, 0, 100_000_000, {}, 100.0)
+
+
+def test_the_next_image_is_taken_before_the_last_one_is_through() -> None:
+    machine = to_first_round()
+    assert not any(isinstance(output, Act) for output in progress(machine, 90, 92.0)), "too early"
+    ahead = act(progress(machine, 99, 101.0))
+    assert ahead.action == events.TakeImage(2, final=False)
+    assert not any(isinstance(output, Act) for output in progress(machine, 99, 101.5)), "only once"
+    machine.handle(events.Done(ahead.token, events.Imaged(IMAGE, 5000, 0.2, True)), 101.8)
+    outputs = machine.handle(events.Received(messages.Rounded(3, FIRST_ROUND)), 102.0)
+    (request,) = sent(outputs)
+    assert isinstance(request, messages.Round)
+    assert (request.number, request.final) == (2, False)
+    assert machine.policy.dirty_bytes_s == pytest.approx(5000 / 100.0), "since the first image, not since its arrival"
+    assert machine.pauses == (2, 0.2)
+
+
+def test_an_image_that_is_still_being_taken_is_waited_for() -> None:
+    machine = to_first_round()
+    ahead = act(progress(machine, 99, 101.0))
+    outputs = machine.handle(events.Received(messages.Rounded(3, FIRST_ROUND)), 101.2)
+    assert sent(outputs) == []
+    (request,) = sent(machine.handle(events.Done(ahead.token, events.Imaged(IMAGE, 5000, 0.2, True)), 102.0))
+    assert isinstance(request, messages.Round)
+
+
+def test_nothing_is_taken_ahead_of_a_suspension_and_a_failure_ahead_is_none() -> None:
+    calm = to_first_round(dirty_bytes_s=10.0)
+    assert not any(isinstance(output, Act) for output in progress(calm, 99, 101.0))
+    machine = to_first_round()
+    ahead = act(progress(machine, 99, 101.0))
+    machine.handle(events.Broke(ahead.token, "failed", "no room", False), 101.1)
+    outputs = machine.handle(events.Received(messages.Rounded(3, FIRST_ROUND)), 101.2)
+    assert act(outputs).action == events.TakeImage(2, final=False), "and is tried again"
+
+
+def test_what_is_taken_ahead_is_stopped_when_it_is_called_off() -> None:
+    machine = to_first_round()
+    ahead = act(progress(machine, 99, 101.0))
+    outputs = machine.handle(events.Cancel("cancelled"), 101.1)
+    assert events.StopAct(ahead.token) in outputs
+
+
 def test_freeze_counts_from_the_request_to_the_start_over_there() -> None:
     machine = source_machine()
     suspended_at = run_to_grant(machine)

@@ -12,6 +12,9 @@ too.
                                                           Failed: Returned, resume at e+2 <------+
                                                           operator: Forced, resume at e+2 <------+
 
+An image takes time: its dump, and reading it. Where another round is to be expected, the next image is taken while the
+last of this one is on its way (`_look_ahead`), so that the link does not wait for it. What is taken ahead is sent.
+
 This module is the first line; `source_grant` is what follows the grant, `source_end` the four endings.
 """
 
@@ -40,6 +43,10 @@ _PHASES = {
 }
 
 
+_LOOK_AHEAD_S = 1.0
+"""Beyond the time that an image takes: progress is told about so often."""
+
+
 @dataclass(slots=True)
 class _Doomed:
     """An abort that waits for the engine to finish suspending."""
@@ -47,6 +54,15 @@ class _Doomed:
     code: str
     reason: str
     cancelled: bool
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """The next image, taken while the one before is on its way: being taken, or there, or neither."""
+
+    taken_at: float = 0.0
+    token: int | None = None
+    imaged: events.Imaged | None = None
 
 
 class SourceMachine(SourceGrant):
@@ -78,6 +94,8 @@ class SourceMachine(SourceGrant):
         self._silent = False
         self._undelivered = 0
         self._taken_at = 0.0
+        self._imaging_s = 0.0
+        self._ahead = _Ahead()
         self._doomed: _Doomed | None = None
 
     @classmethod
@@ -186,9 +204,14 @@ class SourceMachine(SourceGrant):
             case events.Done(token, result) if token == self._token:
                 self._token = None
                 self._on_done(result)
+            case events.Done(token, result) if token == self._ahead.token:
+                self._imaging_s = self._now - self._ahead.taken_at
+                self._ahead = _Ahead(self._ahead.taken_at, imaged=expect(result, events.Imaged))
             case events.Broke(token) if token == self._token:
                 self._token = None
                 self._on_broke(event)
+            case events.Broke(token) if token == self._ahead.token:
+                self._ahead = _Ahead()  # the next one will fail likewise, or not
             case events.Advanced(done, total):
                 self.progress = (done, total)
             case events.Fired(timer):
@@ -225,6 +248,7 @@ class SourceMachine(SourceGrant):
                 self._abort(code, reason)
             case messages.Progress(step, done, total, True) if step == self._step:
                 self.progress = (done, total)
+                self._look_ahead()
             case messages.Progress(working=False):
                 self._send(messages.Alive())
             case messages.Welcome(step) if self._answers(At.OFFERED, step):
@@ -264,7 +288,10 @@ class SourceMachine(SourceGrant):
         match self.at:
             case At.PLANNING:
                 self._planned(expect(result, events.Planned))
-            case At.IMAGING | At.FINAL_IMAGE:
+            case At.IMAGING:
+                self._imaging_s = self._now - self._taken_at
+                self._imaged(expect(result, events.Imaged))
+            case At.FINAL_IMAGE:
                 self._imaged(expect(result, events.Imaged))
             case At.SUSPENDING if self._doomed is not None:
                 self._abort_doomed()
@@ -330,7 +357,24 @@ class SourceMachine(SourceGrant):
 
     def _rounded(self, pulled: Pulled) -> None:
         self._count(pulled)
-        self._follow(self.policy.moved(pulled.fetched, pulled.seconds, self._now))
+        verdict = self.policy.moved(pulled.fetched, pulled.seconds, self._now)
+        ahead, self._ahead = self._ahead, _Ahead()
+        if ahead.token is None and ahead.imaged is None:
+            self._follow(verdict)
+            return
+        self.at, self._taken_at, self._token = At.IMAGING, ahead.taken_at, ahead.token
+        if ahead.imaged is not None:
+            self._imaged(ahead.imaged)
+
+    def _look_ahead(self) -> None:
+        """Take the next image now, if the end of this one's transfer is near and another round will surely follow."""
+        done, total = self.progress
+        if self.at is not At.SENDING or not 0 < done < total or self._ahead.token is not None or self._ahead.imaged:
+            return
+        passed_s = self._now - self._asked_at
+        left_s = passed_s * (total - done) / done
+        if left_s <= self._imaging_s + _LOOK_AHEAD_S <= passed_s and self.policy.expects_round(self._now + left_s):
+            self._ahead = _Ahead(self._now, self._act(events.TakeImage(self.tally.rounds + 1, final=False)))
 
     def _follow(self, verdict: Verdict) -> None:
         match verdict:
@@ -371,6 +415,8 @@ class SourceMachine(SourceGrant):
         if self.at is At.SUSPENDING and self._token is not None:
             self._doomed = _Doomed(code, reason, cancelled)
             return
+        self._stop(self._ahead.token)
+        self._ahead = _Ahead()
         self._end(records.Aborted(self._now, code, clip(reason), cancelled))
 
     def _abort_doomed(self) -> None:
