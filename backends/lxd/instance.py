@@ -30,6 +30,7 @@ MEMORY_TIMEOUT_S = 600.0  # gigabytes of memory on a slow disk
 _STOPPED = 102
 _NOT_FOUND = 404
 _POLL_S = 0.02
+_BUSY = "Instance is busy running"
 
 
 def name_of(app_id: str) -> str:
@@ -98,7 +99,7 @@ class Instance:
     def remove(self) -> None:
         """Delete it; its volume must not be mounted, for LXD deletes what it finds there. Idempotent."""
         try:
-            self._daemon.wait(self._daemon.delete("instances", self.name), OP_TIMEOUT_S)
+            self._patiently(lambda: self._daemon.wait(self._daemon.delete("instances", self.name), OP_TIMEOUT_S))
         except LxdError as error:
             if error.status != _NOT_FOUND:
                 raise
@@ -110,7 +111,7 @@ class Instance:
             StillAtWork: it takes too long.
             LxdError: LXD refused or failed.
         """
-        self._daemon.wait(self._begin("start", stateful=False), OP_TIMEOUT_S)
+        self._patiently(lambda: self._daemon.wait(self._begin("start", stateful=False), OP_TIMEOUT_S))
 
     def restore(self, watch: Callable[[], None]) -> None:
         """Start it from its saved memory.
@@ -160,6 +161,18 @@ class Instance:
             if self._stops(0 if not force else OP_TIMEOUT_S):
                 return force
         return True
+
+    def _patiently(self, act: Callable[[], object]) -> None:
+        """Do it when LXD has come to the end of what it does with this container: it says `stopped` before that."""
+        deadline = time.monotonic() + OP_TIMEOUT_S
+        while True:
+            try:
+                act()
+                return
+            except LxdError as error:
+                if _BUSY not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
 
     def _begin(self, action: str, *, stateful: bool, force: bool = False, timeout: int = -1) -> str:
         body = {"action": action, "stateful": stateful, "force": force, "timeout": timeout}
