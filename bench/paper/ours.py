@@ -11,6 +11,7 @@ Timed is the whole command `p2player migrate`. Then the user returns: the applic
 
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,14 +66,21 @@ class P2player:
         self._mesh.close()
 
     def run(
-        self, workload: Workload, watch: Watch, *, present: bool, back: bool = True, dirty_mb_s: float = 0.0
+        self,
+        workload: Workload,
+        watch: Watch,
+        *,
+        present: bool,
+        back: bool = True,
+        dirty_mb_s: float = 0.0,
+        memory_mb: int = 0,
     ) -> Moved:
         """Start the application at the source, migrate it, look at it, migrate it back, end it.
 
         Args:
             present: have the application layer at the destination beforehand.
             back: whether the user returns.
-            dirty_mb_s: MB a second that the application is known to rewrite.
+            dirty_mb_s, memory_mb: MB a second that the application is known to rewrite, anywhere in so much memory.
         """
         layers = workload.layers
         node = self._join(f"b{next(self._numbers)}", *self._b)
@@ -94,12 +102,14 @@ class P2player:
             watch.begin()
             self._settle(node, app)
             os.sync()  # what was prepared is not to be written out while it is measured
-            return self._there_and_back(name, node, watch, back=back, dirty_mb_s=dirty_mb_s)
+            return self._there_and_back(name, node, watch, back=back, dirty_mb_s=dirty_mb_s, memory_mb=memory_mb)
         finally:
             watch.close()
             self._remove(name, node)
 
-    def _there_and_back(self, name: str, node: LocalNode, watch: Watch, *, back: bool, dirty_mb_s: float) -> Moved:
+    def _there_and_back(
+        self, name: str, node: LocalNode, watch: Watch, *, back: bool, dirty_mb_s: float, memory_mb: int
+    ) -> Moved:
         row, seconds, moved = self._migrate(self._source, name, node)
         arrived = time.monotonic()
         seen = watch.end()
@@ -115,7 +125,7 @@ class P2player:
                 "back_instance_bytes": returned["layers"]["instance"]["transferred"],
                 "back_freeze_s": returned["freeze_s"],
                 "back_gap_s": home.gap_s,
-                "dirtied_bytes": dirty_mb_s * 1e6 * away_s,
+                "dirtied_bytes": dirtied(dirty_mb_s * 1e6 * away_s, memory_mb * 1e6),
             }
             seen = replace(
                 seen,
@@ -188,6 +198,11 @@ class P2player:
         node.cli("leave", timeout_s=30)
         node.stop()
         self._mesh.nodes.pop(node.name)
+
+
+def dirtied(written_bytes: float, memory_bytes: float) -> float:
+    """How much of a memory differs after so much was written to it, a page at a time, anywhere."""
+    return memory_bytes * (1 - math.exp(-written_bytes / memory_bytes)) if memory_bytes else 0.0
 
 
 def _kinds(layers: Layers) -> tuple[tuple[Path, str], tuple[Path, str]]:

@@ -73,6 +73,8 @@ def _bars(
 ) -> None:
     width = 0.8 / len(COLOURS)
     for number, (method, colour) in enumerate(COLOURS.items()):
+        if not any(method in methods for _, methods in rows):
+            continue
         places = [at + (number - 1) * width for at, (_, methods) in enumerate(rows) if method in methods]
         values = [figure(methods[method]) for _, methods in rows if method in methods]
         bars = panel.bar(places, values, width * 0.95, color=colour, label=METHODS[method], zorder=2)
@@ -85,6 +87,7 @@ def _bars(
                 panel.hlines(engine_s, at - 0.42, at + 0.42, color=ENGINE_COLOUR, linewidth=1.2, label=label, zorder=3)
     names = [TITLES[cell.app].replace(" App, ", " App,\n").replace(" ", "\n", 1) for cell, _ in rows]
     panel.set_xticks(range(len(rows)), names, fontsize=8)
+    panel.set_xlim(-0.5, max(len(rows), 1) - 0.5)
     panel.margins(y=0.18)
     panel.grid(axis="y", color="#dddddd", zorder=0)
 

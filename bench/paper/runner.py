@@ -122,9 +122,14 @@ class Runner:
         watch = self._scenes.watch(cell, ground.stage.c, ground.folder / "client.log")
         try:
             if key.method == OURS:
-                back = cell.series == "table"
-                dirty_mb_s = cell.rewrite_mb_s
-                return ground.p2player.run(workload, watch, present=cell.present, back=back, dirty_mb_s=dirty_mb_s)
+                return ground.p2player.run(
+                    workload,
+                    watch,
+                    present=cell.present,
+                    back=cell.series == "table",
+                    dirty_mb_s=cell.rewrite_mb_s,
+                    memory_mb=cell.ram_mb,
+                )
             if key.method == OWN:
                 return own.run(ground, cell.platform, workload, watch)
             assert key.method in (RSYNC, RSYNC_Z)
