@@ -28,6 +28,9 @@ from p2player.proto.handoff.records import Prediction
 from p2player.proto.rounds import Link, RoundConfig, RoundPolicy, forecast
 
 GUESSED_ENGINE_S = 0.3
+GUESSED_ENGINE_S_OF = {"runc": 0.8, "lxd": 2.0, "libvirt": 1.5}
+LEAST_TARGET_S, MOST_TARGET_S = 0.25, 0.5
+"""What the final transfer may take, without a bound by the operator."""
 GUESSED_HEALTH_S = 1.0
 GUESSED_WIRE_RATIO = 1.02
 GUESSED_IMAGE_BYTES_S = 400e6
@@ -108,8 +111,13 @@ class Experience:
     pause_s: float = 0.0
 
     def policy(self, max_freeze_s: float | None) -> RoundPolicy:
-        """A fresh policy for the rounds of one migration."""
-        config = RoundConfig(max_freeze_s=max_freeze_s)
+        """A fresh policy for the rounds of one migration.
+
+        Each round costs a pause, and makes the whole longer: where the engine takes long itself, a final transfer that
+        takes half as long is not worth another one.
+        """
+        target_s = min(max(LEAST_TARGET_S, self.engine_s / 2), MOST_TARGET_S)
+        config = RoundConfig(max_freeze_s=max_freeze_s, target_s=target_s)
         return RoundPolicy(config, self.link, self.dirty_bytes_s, self.delta_goodput_bytes_s)
 
 
@@ -133,7 +141,7 @@ def learn(lessons: Sequence[Lesson], *, app_id: str, backend: str, peer: str, rt
     return Experience(
         Link(goodput or guess.goodput_bytes_s, overhead, measured=goodput is not None),
         _recent(lesson.wire_ratio for lesson in with_peer) or GUESSED_WIRE_RATIO,
-        GUESSED_ENGINE_S if engine_s is None else engine_s,
+        GUESSED_ENGINE_S_OF.get(backend, GUESSED_ENGINE_S) if engine_s is None else engine_s,
         GUESSED_HEALTH_S if health_s is None else health_s,
         _recent(lesson.dirty_bytes_s for lesson in of_app),
         _recent(lesson.delta_goodput_bytes_s for lesson in of_app if lesson.peer == peer),

@@ -171,8 +171,20 @@ class RoundPolicy:
         expected = self.expected_delta(now)
         if expected is not None and self.delta_link.predict(expected) <= self.config.budget_s:
             return Verdict.SUSPEND
+        if self._fits_whole():
+            return Verdict.SUSPEND
         useful = expected is None or self._teaches() or self._shrinks(expected, seconds, now)
         return Verdict.ROUND if useful and self.rounds < self.config.max_rounds else self.stuck()
+
+    def _fits_whole(self) -> bool:
+        """Whether it could all be dirtied once more, and would still move in time."""
+        size = self._image_bytes
+        return size is not None and self.link.measured and self.link.predict(size) <= self.config.budget_s
+
+    def synced(self, fetched_bytes: int, seconds: float) -> None:
+        """A shared layer came from the source, before anything of the instance: that measures an unknown link."""
+        if not self.link.measured and fetched_bytes >= _LARGE_BYTES:
+            self.link = observe(self.link, fetched_bytes, seconds)
 
     def expects_round(self, moved_at: float) -> bool:
         """Whether another round will follow when the newest image has moved, which is expected at `moved_at`."""

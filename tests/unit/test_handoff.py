@@ -199,7 +199,7 @@ def run_to_grant(machine: SourceMachine, now: float = 0.0) -> float:
 
 def test_images_are_weighed_by_how_they_came() -> None:
     policy = RoundPolicy(RoundConfig(), Link(1e6, 0.01, measured=True))
-    machine = SourceMachine(replace(offer(), instance_bytes=5_000_000), b"k" * 32, CONFIG, policy)
+    machine = SourceMachine(replace(offer(), instance_bytes=500_000_000), b"k" * 32, CONFIG, policy)
     machine.begin(0.0)
     need = messages.Need()
     outputs = machine.handle(events.Received(messages.Welcome(1, need, need)), 0.0)
@@ -224,6 +224,30 @@ def to_first_round(dirty_bytes_s: float | None = None) -> SourceMachine:
     outputs = machine.handle(events.Received(messages.Synced(2, Pulled(), Pulled())), 1.0)
     machine.handle(events.Done(act(outputs).token, events.Imaged(IMAGE, 100_000_000)), 2.0)
     return machine
+
+
+def test_what_would_move_in_time_as_a_whole_needs_no_further_round() -> None:
+    policy = RoundPolicy(RoundConfig(), Link(1e6))
+    machine = SourceMachine(replace(offer(), instance_bytes=2_000_000), b"k" * 32, CONFIG, policy)
+    machine.begin(0.0)
+    outputs = machine.handle(events.Received(messages.Welcome(1, messages.Need(), messages.Need())), 0.0)
+    machine.handle(events.Done(act(outputs).token, events.Planned(records.Prediction(2.0, 0.5, 100))), 0.0)
+    outputs = machine.handle(events.Received(messages.Synced(2, Pulled(), Pulled())), 1.0)
+    machine.handle(events.Done(act(outputs).token, events.Imaged(IMAGE, 2_000_000)), 1.1)
+    outputs = machine.handle(events.Received(messages.Rounded(3, Pulled(2_000_000, 0, 2_000_000, {}, 0.1))), 1.2)
+    assert isinstance(journalled(outputs), records.Suspending)
+
+
+@pytest.mark.parametrize(("source", "measured"), [(A, True), (B, False)])
+def test_a_shared_layer_from_the_source_measures_the_link(source: str, measured: bool) -> None:
+    policy = RoundPolicy(RoundConfig(), Link(1e6))
+    machine = SourceMachine(replace(offer(), instance_bytes=2_000_000), b"k" * 32, CONFIG, policy)
+    machine.begin(0.0)
+    outputs = machine.handle(events.Received(messages.Welcome(1, messages.Need(), messages.Need())), 0.0)
+    machine.handle(events.Done(act(outputs).token, events.Planned(records.Prediction(2.0, 0.5, 100))), 0.0)
+    app = Pulled(20_000_000, 0, 9_000_000, {source: 20_000_000}, 1.0)
+    machine.handle(events.Received(messages.Synced(2, Pulled(), app)), 1.0)
+    assert machine.policy.link.measured is measured
 
 
 def progress(machine: SourceMachine, done: int, now: float) -> list[events.Output]:

@@ -350,6 +350,9 @@ class SourceMachine(SourceGrant):
 
     def _synced(self, message: messages.Synced) -> None:
         self.tally = replace(self.tally, base=message.base, app=message.app)
+        for pulled in (message.base, message.app):
+            if pulled.sources.keys() == {self.offer.source}:
+                self.policy.synced(pulled.fetched, pulled.seconds)
         if self.offer.mode is Mode.COLD:
             self._suspend()
         else:
