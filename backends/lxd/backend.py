@@ -27,10 +27,11 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from backends import applog, appnet, criu, procfs
+from backends import applog, criu, procfs
 from backends.base import (
     Adopted,
     AppLayout,
@@ -59,7 +60,7 @@ from backends.errors import (
 )
 from backends.folders import remove_tree
 from backends.hooks import run_hook
-from backends.lxd import adopt, failing, inside, instance, notes, predump, settings, volume
+from backends.lxd import adopt, bridge, failing, inside, instance, notes, predump, settings, volume
 from backends.lxd.daemon import HOW_TO_GET, Daemon, LxdError, Process, StillAtWork
 from backends.lxd.instance import Instance, Row
 from backends.lxd.notes import Note, Phase
@@ -215,7 +216,7 @@ class LxdBackend:
             raise SuspendFailed(f"{layout.name}: {error}", running=True) from error
         self._volume(layout).forget_memory(layout)
         self._volume(layout).tidy(layout)
-        self._take_log(layout)
+        self._take_log(layout, volume.root_of(layout))
         note = notes.read(layout)
         assert note is not None
         notes.write(layout, note.to(Phase.SHELVED, note.exit))
@@ -300,7 +301,7 @@ class LxdBackend:
         except BackendError as error:
             raise ConfigError("", str(error)) from error
         variables = environment(layout, {}, IN_CONTAINER)
-        return instance.configuration(layout.config, table, variables), instance.devices(table)
+        return instance.configuration(layout.config, table, variables), bridge.devices(table)
 
     def _refuse_second(self, layout: AppLayout) -> None:
         status = self.status(layout)
@@ -315,6 +316,7 @@ class LxdBackend:
         container = self._instance(layout)
         place = Volume(process, pool, container.name)
         try:
+            bridge.check(process, settings.read(layout.config, layout.app_id))
             row = container.row()
             if not memory:
                 place.unmount()
@@ -324,6 +326,8 @@ class LxdBackend:
                 container.make(pool, config, devices)
                 row = container.row()
             place.mount(layout)
+            if not memory:
+                self._take_log(layout, place.seen / "rootfs")
             if not memory and layout.config.command:
                 text = inside.script(
                     instance.words(layout.config), environment(layout, {}, IN_CONTAINER), IN_CONTAINER.state
@@ -336,6 +340,7 @@ class LxdBackend:
 
     def _execute(self, layout: AppLayout, container: Instance, place: Volume, row: Row, memory: bool) -> Started:
         """Have LXD start it, and see it live."""
+        table = settings.read(layout.config, layout.app_id)
         before = notes.read(layout)
         if before is not None and before.phase is Phase.STARTING:
             before = before.before
@@ -366,19 +371,20 @@ class LxdBackend:
             place.tidy(layout)
             notes.write(layout, before)
             raise StartFailed(f"cannot start {layout.name}: {reason}", executed=False) from error
+        running = self._unnoted(container)
+        if running.init is not None and table.bridge is not None:
+            try:
+                now = container.row()
+                bridge.connect(place.process, table, now.outer if now else "", running.init.pid)
+            except BackendError as error:
+                self.stop(layout)
+                raise StartFailed(f"{layout.name} was ended again: {error}", executed=True) from error
         at = Moment.now()
-        running = self._unnoted(container, at)
+        running = replace(running, started=at)
         notes.write(layout, running)
         if memory:
-            self._announce(layout, running)
+            bridge.remove_spare(place.process, table)
         return self._see_it_live(layout, running, at, _RESTORED_AFTER_S if memory else self._healthy_after_s)
-
-    def _announce(self, layout: AppLayout, note: Note) -> None:
-        """Tell the neighbours where its address is now; they would learn it a little later."""
-        table = settings.read(layout.config, layout.app_id)
-        if table.ipv4 is not None and note.init is not None:
-            with contextlib.suppress(appnet.NetworkError):
-                appnet.announce(table.ipv4, Path(f"/proc/{note.init.pid}/ns/net"))
 
     def _see_it_live(self, layout: AppLayout, note: Note, at: Moment, healthy_after_s: float) -> Started:
         init = note.init
@@ -417,7 +423,7 @@ class LxdBackend:
         place = self._volume(layout)
         # Before the application is stopped: it takes time where there is much.
         place.forget_memory(layout)
-        self._take_log(layout)
+        self._take_log(layout, place.seen / "rootfs")
         note = notes.read(layout) or self._unnoted(container)
         notes.write(layout, note.to(Phase.SUSPENDING))
         at = Moment.now()
@@ -440,26 +446,30 @@ class LxdBackend:
         notes.write(layout, note.to(Phase.SUSPENDED))
         return Checkpoint(at, paused_s)
 
-    def _take_log(self, layout: AppLayout) -> None:
-        """Move what was printed into the node's log, as little of it as possible shall travel."""
-        printed = inside.take_log(volume.root_of(layout), 2 * applog.LIMIT_BYTES)
+    def _take_log(self, layout: AppLayout, root: Path) -> None:
+        """Move what was printed into the node's log: it is not to travel.
+
+        Args:
+            root: the root file system: that of the volume while it is mounted.
+        """
+        printed = inside.take_log(root, 2 * applog.LIMIT_BYTES)
         log = applog.AppLog(str(layout.log_path))
         log.write(printed)
         log.close()
 
-    def _unnoted(self, container: Instance, at: Moment | None = None) -> Note:
+    def _unnoted(self, container: Instance) -> Note:
         """A note for a container that runs, and of which there is none."""
         pid = container.pid()
         found = None if pid is None else procfs.stat(pid)
         if found is None:
-            return Note(Phase.RUNNING, procfs.boot_id(), started=at)
+            return Note(Phase.RUNNING, procfs.boot_id())
         monitor = procfs.stat(found.parent)
         return Note(
             Phase.RUNNING,
             procfs.boot_id(),
             init=found.process,
             monitor=None if monitor is None else monitor.process,
-            started=at or _started(found.process),
+            started=_started(found.process),
         )
 
     def _main_process(self, workspace: Workspace, init: ProcessId) -> int:

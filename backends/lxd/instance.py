@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from backends import appnet
 from backends.base import AppConfig
 from backends.command import IN_CONTAINER, expand
 from backends.errors import BackendError, ConfigError
@@ -46,11 +47,13 @@ class Row:
         stopped: it does not run; frozen ones do.
         stateful: its memory is saved in its volume.
         used_at: when it was started last, in LXD's own words.
+        outer: name of the outer end of its network device, while it runs.
     """
 
     stopped: bool
     stateful: bool
     used_at: str
+    outer: str = ""
 
 
 class Instance:
@@ -72,7 +75,12 @@ class Instance:
             if error.status == _NOT_FOUND:
                 return None
             raise
-        return Row(int(found["status_code"]) == _STOPPED, bool(found["stateful"]), str(found["last_used_at"]))
+        return Row(
+            stopped=int(found["status_code"]) == _STOPPED,
+            stateful=bool(found["stateful"]),
+            used_at=str(found["last_used_at"]),
+            outer=str(found["config"].get(f"volatile.{appnet.INSIDE}.host_name", "")),
+        )
 
     def pid(self) -> int | None:
         """Its first process; None when it does not run."""
@@ -221,14 +229,6 @@ def configuration(app: AppConfig, settings: LxdSettings, variables: Mapping[str,
                 raise ConfigError(f"env.{name}", "LXD takes printable text only, unless there is a command")
             config[f"environment.{name}"] = value
     return config
-
-
-def devices(settings: LxdSettings) -> dict[str, dict[str, str]]:
-    """LXD's devices beside the root disk."""
-    if settings.bridge is None:
-        return {}
-    device = {"type": "nic", "nictype": "bridged", "parent": settings.bridge, "name": "eth0", "hwaddr": settings.mac}
-    return {"eth0": device}
 
 
 def words(app: AppConfig) -> list[str]:

@@ -49,7 +49,7 @@ class Volume:
     """
 
     def __init__(self, process: Process, pool: str, name: str) -> None:
-        self._process = process
+        self.process = process
         self.path = process.folder / "storage-pools" / pool / "containers" / name
         self.seen = process.outside(self.path)
 
@@ -62,15 +62,15 @@ class Volume:
         work = layout.run_dir / "work"
         for folder in (layout.state_dir, layout.run_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        pid = self._process.pid
+        pid = self.process.pid
         overlay.mount([layout.app, layout.base], upper_of(layout), work, self.path, mount_ns_pid=pid)
 
     def unmount(self) -> None:
         """Take it away. Idempotent."""
-        overlay.unmount(self.path, mount_ns_pid=self._process.pid)
+        overlay.unmount(self.path, mount_ns_pid=self.process.pid)
 
     def mounted(self) -> bool:
-        return overlay.is_mounted(self.path, mount_ns_pid=self._process.pid)
+        return overlay.is_mounted(self.path, mount_ns_pid=self.process.pid)
 
     def forget_memory(self, workspace: Workspace, *names: str) -> None:
         """Delete saved memory, and what an interrupted dump left."""

@@ -258,6 +258,8 @@ def test_an_open_connection_moves_along(sites: Sites, app_id: str) -> None:
         sites.b.backend.restore(there)
         assert connection.recv(100) == b"into the dark"
         assert echoed(connection, b"after")
+        links = subprocess.run(sites.b.node.command(["ip", "-o", "link"]), capture_output=True, text=True, check=True)
+        assert links.stdout.count("veth") == 1
     with connect(sites.client, (ADDRESS, PORT)) as connection:
         assert echoed(connection, b"a new one")
 

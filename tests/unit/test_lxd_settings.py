@@ -8,7 +8,7 @@ import pytest
 
 from backends import config
 from backends.errors import ConfigError
-from backends.lxd import inside, instance, settings
+from backends.lxd import bridge, inside, instance, settings
 from backends.lxd.settings import LxdSettings
 
 APP_ID = "0123456789abcdef" * 2
@@ -22,7 +22,7 @@ def read(table: str = "", *, top: str = "") -> LxdSettings:
 def test_without_a_table_there_is_no_network() -> None:
     found = settings.read(config.parse(""), APP_ID)
     assert (found.bridge, found.ipv4, found.halt_signal, found.config) == (None, None, None, {})
-    assert instance.devices(found) == {}
+    assert bridge.devices(found) == {}
 
 
 def test_a_table_with_everything() -> None:
@@ -33,8 +33,9 @@ def test_a_table_with_everything() -> None:
     assert found == LxdSettings(
         "br0", "02:00:00:00:00:05", "10.88.0.5/24", "10.88.0.1", "SIGRTMIN+3", {"limits.memory": "256MiB"}
     )
-    device = {"type": "nic", "nictype": "bridged", "parent": "br0", "name": "eth0", "hwaddr": "02:00:00:00:00:05"}
-    assert instance.devices(found) == {"eth0": device}
+    device = bridge.devices(found)["eth0"]
+    assert device["hwaddr"] == "02:00:00:00:00:05"
+    assert "parent" not in device  # else packets come in before there is anybody to take them
     raw = instance.configuration(config.parse(""), found, {})["raw.lxc"].splitlines()
     assert "lxc.net.0.ipv4.address = 10.88.0.5/24" in raw
     assert "lxc.net.0.ipv4.gateway = 10.88.0.1" in raw

@@ -39,7 +39,7 @@ class FakeDaemon(Daemon):
 
 
 def stopped(*, stateful: bool = False, used_at: str = "now") -> dict[str, Any]:
-    return {"status_code": 102, "stateful": stateful, "last_used_at": used_at}
+    return {"status_code": 102, "stateful": stateful, "last_used_at": used_at, "config": {}}
 
 
 def layout(folder: Path, text: str = 'command = ["true"]') -> AppLayout:
