@@ -33,6 +33,7 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
     pytest.mark.skipif(not PROBE.available, reason=f"runc: {PROBE.reason}"),
+    pytest.mark.xdist_group("runc-backend"),
 ]
 
 SERVER = """
