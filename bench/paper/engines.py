@@ -110,13 +110,13 @@ class _Outcome(threading.Thread):
         self._netns = netns
         self._action = action
         self.value: Any = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     def run(self) -> None:
         try:
             _enter_network(self._netns)
             self.value = self._action()
-        except BaseException as error:  # handed to the caller, whatever it is
+        except Exception as error:  # handed to the caller, whatever it is
             self.error = error
 
 
