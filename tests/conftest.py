@@ -6,6 +6,7 @@ from collections.abc import Generator
 import pytest
 
 from tests.support.contract import leftovers
+from tests.support.contract.absence import absent
 
 ENGINE = "engine"
 _MOST_NAMED = 8
@@ -22,6 +23,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Sweep up after runs that were killed with all that would have."""
     if not _is_worker(session.config) and os.geteuid() == 0:
         leftovers.sweep_dead()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any daemon is started for it."""
+    reason = absent()
+    if reason and item.get_closest_marker(ENGINE):
+        pytest.skip(reason)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -32,6 +32,7 @@ PROBE = RuncBackend().probe()
 pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
+    pytest.mark.engine,
     pytest.mark.skipif(not PROBE.available, reason=f"runc: {PROBE.reason}"),
     pytest.mark.xdist_group("runc-backend"),
 ]

@@ -5,7 +5,7 @@ rigs       the seam: how applications get onto an engine, what may be expected o
 containers, machines    the rigs of runc, LXD and libvirt
 labs       a node's own engine, of whichever kind
 services, ground        a counting service on the network; three real nodes and a client around it
-engines    which engines are tried, and what happens where one is not there
+engines, absence        which engines are tried, and what happens where one is not there
 leftovers, reaper       one folder a test process for all that engines make; what refers to it is found and ended
 tampered_node           a node that tells untrue facts
 """

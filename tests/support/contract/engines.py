@@ -11,11 +11,10 @@ import pytest
 
 from backends import criu
 from backends.base import EngineSettings
-from backends.registry import builtin
 from tests.support.contract.containers import LxdRig, RuncRig
 from tests.support.contract.ground import Ground
 from tests.support.contract.machines import LibvirtRig
-from tests.support.contract.rigs import ProcessRig, Rig, Unavailable, absent
+from tests.support.contract.rigs import ProcessRig, Rig, Unavailable
 
 RIGS: dict[str, type[Rig]] = {rig.name: rig for rig in (ProcessRig, RuncRig, LxdRig, LibvirtRig)}
 PROGRAMS = {"runc": "runc", "lxd": "lxd", "libvirt": "libvirtd"}
@@ -43,12 +42,6 @@ def opened(name: str, home: Path) -> Iterator[Rig]:
     Where there is none the test is skipped, with the reason; in continuous integration it fails, if the engine is
     installed and only does not run.
     """
-    reason = None if name == "process" else absent()
-    if reason:
-        pytest.skip(f"{name}: {reason}")
-    probe = builtin()[name].probe()
-    if probe.reason and "not built" in probe.reason:
-        pytest.skip(f"{name}: {probe.reason}")
     folder = home / name
     folder.mkdir()
     rig = RIGS[name](folder)
@@ -71,12 +64,6 @@ def refuse(name: str, reason: str) -> NoReturn:
 @contextlib.contextmanager
 def ground(name: str, home: Path) -> Iterator[Ground]:
     """Nodes on an engine while the block runs; skips and fails as `opened` does."""
-    reason = absent()
-    if reason:
-        pytest.skip(f"{name}: {reason}")
-    probe = builtin()[name].probe()
-    if probe.reason and "not built" in probe.reason:
-        pytest.skip(f"{name}: {probe.reason}")
     folder = home / f"{name}-ground"
     folder.mkdir()
     made = Ground(name, folder)

@@ -169,10 +169,3 @@ class ProcessRig(Rig):
             path.mkdir(parents=True)
         (app / "main.sh").write_text(program)
         return base, app
-
-
-def absent() -> str | None:
-    """Why no engine but the embedded one is tried here at all; None when they are."""
-    if os.environ.get("P2PLAYER_ENGINES") == "0":
-        return "P2PLAYER_ENGINES=0"
-    return None if os.geteuid() == 0 else "needs root"
