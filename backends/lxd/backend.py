@@ -23,7 +23,6 @@ in a note of the run folder (`notes`):
     the machine restarted, or LXD has forgotten  -> LOST
 """
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +38,6 @@ from backends.base import (
     Checkpoint,
     EngineSettings,
     EngineState,
-    Exit,
     Moment,
     Probe,
     Started,
@@ -50,7 +48,6 @@ from backends.command import IN_CONTAINER, environment
 from backends.errors import (
     AlreadyRunning,
     BackendError,
-    BackendUnavailable,
     ConfigError,
     HookFailed,
     NotRunning,
@@ -60,8 +57,8 @@ from backends.errors import (
 )
 from backends.folders import remove_tree
 from backends.hooks import run_hook
-from backends.lxd import adopt, bridge, failing, inside, instance, notes, predump, settings, volume
-from backends.lxd.daemon import HOW_TO_GET, Daemon, LxdError, Process, StillAtWork
+from backends.lxd import adopt, bridge, failing, fitness, inside, instance, notes, predump, settings, verdict, volume
+from backends.lxd.daemon import Daemon, LxdError, Process, StillAtWork
 from backends.lxd.instance import Instance, Row
 from backends.lxd.notes import Note, Phase
 from backends.lxd.volume import Volume
@@ -100,20 +97,7 @@ class LxdBackend:
         version = None
         try:
             version = self._daemon.version()
-            if os.geteuid() != 0:
-                raise BackendUnavailable("needs root: file systems are mounted for the containers")
-            self._daemon.pool()
-            process = self._daemon.process()
-            if process.criu is None:
-                raise BackendUnavailable(f"LXD finds no criu in its PATH; {HOW_TO_GET}")
-            problem = criu.check(process.criu).problem
-            if problem is not None:
-                raise BackendUnavailable(f"{problem}; LXD must find a criu that works first in its PATH")
-            if not _without_console(process):
-                raise BackendUnavailable(
-                    "containers have a console, with which LXC restores none: start LXD with LXD_LXC_TEMPLATE_CONFIG "
-                    "naming a folder whose common.conf.d/ has a file that says lxc.console.path = none"
-                )
+            fitness.check(self._daemon)
         except BackendError as error:
             return Probe(self.name, False, version, str(error))
         except Exception as error:  # pylxd and what it stands on may raise anything; a probe must not
@@ -145,9 +129,9 @@ class LxdBackend:
                 pid = container.pid()
                 raise StopFailed(f"{workspace.name} cannot be ended: {error}", () if pid is None else (pid,)) from error
             _await_monitor(running)
-            notes.write(workspace, running.to(Phase.STOPPED, self._asked_exit(workspace, forced=forced)))
+            notes.write(workspace, running.to(Phase.STOPPED, verdict.asked_exit(workspace, forced=forced)))
         elif row is not None and note is not None and note.phase in (Phase.STOPPING, Phase.SUSPENDING):
-            notes.write(workspace, note.to(Phase.STOPPED, self._asked_exit(workspace, forced=False)))
+            notes.write(workspace, note.to(Phase.STOPPED, verdict.asked_exit(workspace, forced=False)))
         if row is not None:
             self._volume(workspace).unmount()
 
@@ -172,30 +156,17 @@ class LxdBackend:
 
     def facts(self, layout: AppLayout) -> Mapping[str, str]:
         """The processor, the kernel, CRIU, LXD, the place of its folder; and how much memory there is to save."""
-        process = self._daemon.process()
         init = self._instance(layout).pid()
         size = 0 if init is None else anonymous_bytes(inside.processes(init))
-        return {
-            **criu.facts(process.criu),
-            "lxd": self._daemon.version(),
-            "lxd_dir": str(process.folder),
-            "memory_bytes": str(max(0, size - size_of(volume.images_of(layout)))),
-        }
+        more = max(0, size - size_of(volume.images_of(layout)))
+        return {**fitness.facts(self._daemon), "memory_bytes": str(more)}
 
     def mismatches(self, facts: Mapping[str, str]) -> Sequence[str]:
         """Another processor, an older CRIU, another series of LXD, another place of its folder."""
         try:
-            process = self._daemon.process()
-            version = self._daemon.version()
+            return fitness.mismatches(self._daemon, facts)
         except BackendError as error:
             return (str(error),)
-        reasons = criu.mismatches(process.criu, facts)
-        theirs, folder = (_fact(facts, name) for name in ("lxd", "lxd_dir"))
-        if theirs and _series(theirs) != _series(version):
-            reasons.append(f"LXD {version} does not restore what LXD {theirs} saved: both must be of one series")
-        if folder and folder != str(process.folder):
-            reasons.append(f"LXD's folder is {process.folder} here and {folder} at the source; memory images name it")
-        return reasons
 
     def suspend(self, layout: AppLayout, *, memory: bool = True) -> Checkpoint:
         """`before_suspend`, then a stateful stop; without `memory` a plain one, after which no images are left."""
@@ -264,12 +235,12 @@ class LxdBackend:
         container = self._instance(workspace)
         row = container.row()
         if row is None:
-            return Status(EngineState.ABSENT) if note is None else self._status_without(note)
+            return Status(EngineState.ABSENT) if note is None else verdict.without_container(note)
         if row.stopped:
             if note is None:
                 return Status(EngineState.ABSENT)
             _await_monitor(note)
-            return self._status_stopped(workspace, note, row)
+            return verdict.not_running(workspace, note, row)
         if note is None or note.init is None or not procfs.alive(note.init):
             note = self._unnoted(container)
             if note.init is None:  # it ended just now
@@ -369,8 +340,11 @@ class LxdBackend:
                 raise StartFailed(f"{layout.name} started badly and was ended: {error}", executed=True) from error
             reason = seen[0] if seen else criu.why(restore_log) if memory and restore_log.exists() else str(error)
             place.tidy(layout)
-            notes.write(layout, before)
-            raise StartFailed(f"cannot start {layout.name}: {reason}", executed=False) from error
+            # CRIU lets nothing execute before all is restored; of another start LXC may have got far enough.
+            executed = not memory and (after is None or after.used_at != row.used_at)
+            if not executed:
+                notes.write(layout, before)
+            raise StartFailed(f"cannot start {layout.name}: {reason}", executed=executed) from error
         running = self._unnoted(container)
         if running.init is not None and table.bridge is not None:
             try:
@@ -477,47 +451,6 @@ class LxdBackend:
             return init.pid
         return inside.main_process(volume.root_of(workspace), init.pid) or init.pid
 
-    def _asked_exit(self, workspace: Workspace, *, forced: bool) -> Exit:
-        found = inside.ended(volume.root_of(workspace)) if workspace.config.command else None
-        if forced and found is None:
-            return Exit(None, 9, asked=True, forced=True)
-        found = found or Exit(None, None)
-        return Exit(found.code, found.signal, asked=True, forced=forced)
-
-    def _status_without(self, note: Note) -> Status:
-        """LXD has no such container."""
-        match note.phase:
-            case Phase.STARTING:
-                return self._status_without(note.before) if note.before else Status(EngineState.ABSENT)
-            case Phase.SHELVED:
-                return Status(EngineState.SUSPENDED, started=note.started, exit=note.exit)
-            case Phase.STOPPED:
-                return Status(EngineState.EXITED, started=note.started, exit=note.exit)
-            case _:
-                return Status(EngineState.LOST, started=note.started, reason="LXD knows its container no more")
-
-    def _status_stopped(self, workspace: Workspace, note: Note, row: Row) -> Status:
-        """LXD has the container, and it does not run."""
-        phase = note.phase
-        if phase is Phase.STARTING:
-            if row.used_at == note.used_at or (note.memory and row.stateful):
-                # Nothing of it executed: all is as it was before.
-                return self._status_stopped(workspace, note.before, row) if note.before else Status(EngineState.ABSENT)
-            phase = Phase.RUNNING
-        started = note.started
-        if phase is Phase.SHELVED or (row.stateful and phase in (Phase.SUSPENDED, Phase.SUSPENDING)):
-            return Status(EngineState.SUSPENDED, started=started, exit=note.exit)
-        if phase is Phase.STOPPED:
-            return Status(EngineState.EXITED, started=started, exit=note.exit)
-        if phase is Phase.SUSPENDED:
-            return Status(EngineState.LOST, started=started, reason="LXD holds its memory no more")
-        if note.boot != procfs.boot_id():
-            return Status(EngineState.LOST, started=started, reason="the machine restarted")
-        if phase is Phase.STOPPING:
-            return Status(EngineState.EXITED, started=started, exit=self._asked_exit(workspace, forced=False))
-        found = inside.ended(volume.root_of(workspace)) if workspace.config.command else None
-        return Status(EngineState.EXITED, started=started, exit=found or Exit(None, None))
-
 
 def _final_images(layout: AppLayout) -> bool:
     images = volume.images_of(layout)
@@ -535,27 +468,6 @@ def _started(init: ProcessId) -> Moment:
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - init.start / os.sysconf("SC_CLK_TCK")
     now = Moment.now()
     return Moment(now.wall_s - age_s, now.monotonic_s - age_s)
-
-
-def _without_console(process: Process) -> bool:
-    """Whether LXC's own configuration takes the console away from every container."""
-    folder = process.outside(process.templates / "common.conf.d")
-    for path in sorted(folder.glob("*.conf")):
-        with contextlib.suppress(OSError):
-            lines = path.read_text(errors="replace").splitlines()
-            if any(line.replace(" ", "") == "lxc.console.path=none" for line in lines):
-                return True
-    return False
-
-
-def _fact(facts: Mapping[str, str], name: str) -> str:
-    value: object = facts.get(name)
-    return value[:100] if isinstance(value, str) and value.isprintable() else ""
-
-
-def _series(version: str) -> tuple[str, ...]:
-    """Major and minor: the same in all of LXD that restores each other's containers."""
-    return tuple(version.split(".")[:2])
 
 
 def _until(condition: Callable[[], bool], timeout_s: float) -> bool:

@@ -1,27 +1,16 @@
-"""One container as the daemon knows it: what it is made of, and its states.
+"""One container as the daemon knows it: what it is made of, and its states."""
 
-Containers are made by *importing a backup* of a few kilobytes that has no files in it, and not by a plain `create`:
-only a backup can say that a container has a saved state, without which LXD would delete the images that came from
-another node instead of restoring them. It is LXD's public way, and takes 30 ms. The flag does no harm to a container
-that is started afresh: LXD then clears it. The import is made under a passing name and renamed: LXD 5.0 miscounts the
-users of a volume at every stateful start, and then refuses to import one of that name until the daemon is restarted.
-"""
-
-import io
-import json
-import platform
 import secrets
-import tarfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from backends import appnet
 from backends.base import AppConfig
 from backends.command import IN_CONTAINER, expand
 from backends.errors import BackendError, ConfigError
 from backends.lxd import inside
+from backends.lxd.backup import backup
 from backends.lxd.daemon import Daemon, LxdError, StillAtWork
 from backends.lxd.settings import LxdSettings
 
@@ -88,16 +77,16 @@ class Instance:
         return int(found["pid"]) or None
 
     def make(self, pool: str, config: Mapping[str, str], devices: Mapping[str, Mapping[str, str]]) -> None:
-        """Make it anew, with the flag that its memory is saved; its volume must not be mounted.
+        """Make it anew, with the flag that its memory is saved (`backup`); its volume must not be mounted.
 
         Raises:
             LxdError: LXD refused.
         """
         self.remove()
         passing = f"{self.name}-{secrets.token_hex(4)}"
-        backup = _backup(passing, pool, config, {"root": _root(pool), **devices})
+        document = backup(passing, pool, config, {"root": _root(pool), **devices})
         headers = {"Content-Type": "application/octet-stream", "X-LXD-pool": pool, "X-LXD-name": passing}
-        self._daemon.wait(self._daemon.post("instances", data=backup, headers=headers), OP_TIMEOUT_S)
+        self._daemon.wait(self._daemon.post("instances", data=document, headers=headers), OP_TIMEOUT_S)
         try:
             self._daemon.wait(self._daemon.post("instances", passing, json={"name": self.name}), OP_TIMEOUT_S)
         except BackendError:
@@ -238,56 +227,3 @@ def words(app: AppConfig) -> list[str]:
 
 def _root(pool: str) -> dict[str, str]:
     return {"type": "disk", "path": "/", "pool": pool}
-
-
-def _backup(name: str, pool: str, config: Mapping[str, str], devices: Mapping[str, Mapping[str, str]]) -> bytes:
-    """A backup of a stopped container with a saved state and no files; JSON is YAML."""
-    container: dict[str, Any] = {
-        "name": name,
-        "type": "container",
-        "architecture": platform.machine(),
-        "description": "made by p2player",
-        "status": "Stopped",
-        "status_code": _STOPPED,
-        "stateful": True,
-        "ephemeral": False,
-        "profiles": [],
-        "config": config,
-        "devices": devices,
-        "expanded_config": config,
-        "expanded_devices": devices,
-    }
-    document = {
-        "container": container,
-        "snapshots": [],
-        "pool": {"name": pool, "driver": "dir", "config": {}},
-        "volume": {"name": name, "type": "container", "content_type": "filesystem", "config": {}},
-    }
-    index = {
-        "name": name,
-        "backend": "dir",
-        "pool": pool,
-        "type": "container",
-        "snapshots": [],
-        "optimized": False,
-        "optimized_header": False,
-        "config": document,
-    }
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        _add(archive, "backup/index.yaml", json.dumps(index).encode())
-        _add(archive, "backup/container", None)
-        _add(archive, "backup/container/backup.yaml", json.dumps(document).encode())
-        _add(archive, "backup/container/rootfs", None)
-    return buffer.getvalue()
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes | None) -> None:
-    """A file, or a folder."""
-    entry = tarfile.TarInfo(name)
-    if content is None:
-        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-        archive.addfile(entry)
-    else:
-        entry.size, entry.mode = len(content), 0o600
-        archive.addfile(entry, io.BytesIO(content))

@@ -9,6 +9,7 @@ import pytest
 from backends import config
 from backends.errors import ConfigError
 from backends.lxd import bridge, inside, instance, settings
+from backends.lxd.backup import backup
 from backends.lxd.settings import LxdSettings
 
 APP_ID = "0123456789abcdef" * 2
@@ -98,7 +99,7 @@ def test_no_container_starts_by_itself() -> None:
 
 
 def test_the_backup_that_makes_a_container_has_its_flag_and_no_files() -> None:
-    data = instance._backup("box", "pool", {"a": "b"}, {"root": {"type": "disk"}})
+    data = backup("box", "pool", {"a": "b"}, {"root": {"type": "disk"}})
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         names = archive.getnames()
         index = archive.extractfile("backup/index.yaml")
