@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bench.data.pair import OLD_TIME_S, Unavailable
 from bench.data.workshop import Workshop
-from bench.paper.apps import APPLICATIONS, disks, layers, packages, roots
+from bench.paper.apps import APPLICATIONS, disks, guest, layers, packages, roots
 from bench.paper.clients import StateLost, face, game, probing, protocols, record, video
 from bench.paper.clients.record import Record
 from bench.paper.clients.watching import Client
@@ -201,6 +201,18 @@ def test_memory_is_rewritten_at_the_rate_that_was_asked_for() -> None:
     found = check(memory)
     assert found["damaged"] == 0
     assert found["memory"] != first
+
+
+def test_what_a_slow_processor_cannot_rewrite_keeps_nobody_waiting() -> None:
+    module = inside("memory")
+    memory = module.Memory(1, 4_096_000)
+    check(memory)
+    memory.work(60.0)
+    assert memory.writes == memory.pages + module.STEP_PAGES
+    assert memory.busy()
+    while memory.busy():
+        memory.work(0.0)
+    assert memory.writes == memory.pages + 1000 * module.MOST_OWED_S
 
 
 def check(memory: Any) -> dict[str, Any]:
@@ -412,6 +424,28 @@ def test_a_disk_gets_what_an_upper_folder_holds(tmp_path: Path) -> None:
     ]
     assert 'set_inode_field "old" mode 0100600' in lines
     assert lines.index('cd "/etc"') < lines.index('set_inode_field "old" mode 0100600') < lines.index('cd "/lib"')
+
+
+def test_a_file_with_two_names_is_one_on_a_disk_too(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    one = put(tmp_path / "upper", "bin/one", "1")
+    (tmp_path / "upper/bin/two").hardlink_to(one)
+    lines = list(disks.commands(tmp_path / "upper", tmp_path / "base"))
+    assert [line for line in lines if '"two"' in line] == [
+        'link "/bin/one" "two"',
+        'set_inode_field "two" links_count 2',
+    ]
+
+
+def test_an_initramfs_is_known_by_its_content_only(tmp_path: Path) -> None:
+    archives: list[bytes] = []
+    for name in ("one", "two"):
+        put(tmp_path / name, "bin/tool", "#!", age_s=len(archives)).chmod(0o755)
+        archives.append(guest.archive_of(tmp_path / name))
+    assert archives[0] == archives[1]
+    assert archives[0].startswith(b"070701" + b"00000001" + b"%08X" % (tmp_path / "one").stat().st_mode)
+    assert b"bin/tool\0" in archives[0]
+    assert len(archives[0]) % 4 == 0
 
 
 def test_a_disk_takes_no_pipes(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Disks of the virtual machines: the base's, and an application's as what differs from it.
 
-`mke2fs -d` and `debugfs` write into images without root and without a mount: no loop device is ever made, inode numbers
-and times are the same each time. A file that the base has not goes into blocks that the base leaves empty, so the
-application's disk, a qcow2 over the base's, has hardly more than the application's files.
+`debugfs` writes into images without root and without a mount: no loop device is ever made, and inode numbers and all
+times are the same each time, which neither a mount nor `mke2fs -d` can do. A file that the base has not goes into
+blocks that the base leaves empty, so the application's disk, a qcow2 over the base's, has hardly more than the
+application's files.
 """
 
 import os
@@ -26,14 +27,17 @@ _ENVIRONMENT = {"E2FSPROGS_FAKE_TIME": str(OLD_TIME_S), "PATH": "/usr/sbin:/usr/
 
 def base(workshop: Workshop, tree: Path, disk: Path) -> None:
     """Make the base's disk, with the files of `tree`."""
-    contained.need("mkfs.ext4", "qemu-img")
+    contained.need("mkfs.ext4", "debugfs", "e2fsck", "qemu-img")
     scratch = workshop.scratch("disk")
     try:
         raw = scratch / "raw"
         with raw.open("wb") as image:
             image.truncate(SIZE_BYTES)
         _run("mkfs.ext4", "-q", "-F", "-b", "4096", "-U", UUID, "-N", str(INODES), "-O", "^has_journal,^resize_inode",
-             "-m", "0", "-E", f"hash_seed={UUID},lazy_itable_init=1,nodiscard", "-d", str(tree), str(raw))  # fmt: skip
+             "-m", "0", "-E", f"hash_seed={UUID},lazy_itable_init=1,nodiscard", str(raw))  # fmt: skip
+        empty = scratch / "empty"
+        empty.mkdir()
+        _fill(raw, tree, empty, scratch / "script")
         _run("qemu-img", "convert", "-O", "qcow2", "-o", f"cluster_size={CLUSTER_BYTES}", str(raw), str(disk))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -51,11 +55,7 @@ def app(workshop: Workshop, base_disk: Path, base_tree: Path, upper: Path, disk:
         raw, whole, script, made = (scratch / name for name in ("raw", "whole", "script", "made"))
         _run("qemu-img", "convert", "-O", "raw", str(base_disk), str(raw))
         _run("cp", "--sparse=always", str(raw), str(whole))
-        script.write_text("".join(f"{line}\n" for line in commands(upper, base_tree)))
-        said = _run("debugfs", "-w", "-f", str(script), str(whole), errors=True).splitlines()
-        if len(said) > 1:  # the first line is the program's version
-            raise Unavailable(f"debugfs: {said[1]}")
-        _run("e2fsck", "-f", "-n", str(whole))
+        _fill(whole, upper, base_tree, script)
         form = ("-q", "-f", "qcow2")
         _run(
             "qemu-img", "create", *form, "-o", f"cluster_size={CLUSTER_BYTES}", "-b", str(whole), "-F", "raw", str(made)
@@ -68,8 +68,17 @@ def app(workshop: Workshop, base_disk: Path, base_tree: Path, upper: Path, disk:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _fill(image: Path, upper: Path, base_tree: Path, script: Path) -> None:
+    script.write_text("".join(f"{line}\n" for line in commands(upper, base_tree)))
+    said = _run("debugfs", "-w", "-f", str(script), str(image), errors=True).splitlines()
+    if len(said) > 1:  # the first line is the program's version
+        raise Unavailable(f"debugfs: {said[1]}")
+    _run("e2fsck", "-f", "-n", str(image))
+
+
 def commands(upper: Path, base_tree: Path) -> Iterator[str]:
     """What debugfs is to do so that a file system of `base_tree` gets what an overlay's upper folder holds."""
+    linked: dict[int, list[Path]] = {}
     for top, folders, files in os.walk(upper):
         folders.sort()
         inner = Path(top).relative_to(upper)
@@ -84,6 +93,12 @@ def commands(upper: Path, base_tree: Path) -> Iterator[str]:
             else:
                 if _mode(old):
                     yield from _removal(Path("/") / inner / name, old)
+                names = linked.setdefault(status.st_ino, []) if _is_linked(status) else []
+                names.append(Path("/") / inner / name)
+                if len(names) > 1:
+                    yield f"link {_quoted(names[0])} {_quoted(name)}"
+                    yield f"set_inode_field {_quoted(name)} links_count {len(names)}"
+                    continue
                 yield _creation(path, name, status)
                 if not path.is_symlink():
                     yield from _facts(name, status)
@@ -115,6 +130,10 @@ def _removal(path: Path, old: Path) -> Iterator[str]:
         yield f"rmdir {_quoted(path)}"
     else:
         yield f"rm {_quoted(path)}"
+
+
+def _is_linked(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
 
 def _gone(status: os.stat_result) -> bool:

@@ -35,15 +35,18 @@ def base_layer(workshop: Workshop, platform: Platform) -> Path:
     Raises:
         Unavailable: this machine lacks something that it is made with.
     """
-    tree = workshop.ingredient(_name("base", "container", _sources()), lambda folder: _base_tree(workshop, folder))
+    tree = workshop.ingredient(
+        _name("base", "container", _sources("container")), lambda folder: _base_tree(workshop, folder)
+    )
     if platform == "container":
         return tree
 
     def build(folder: Path) -> None:
         guest.build(workshop, folder)
         disks.base(workshop, tree / "rootfs", folder / disks.DISK)
+        packages.date(folder, 0.0)
 
-    return workshop.ingredient(_name("base", "vm", _sources()), build)
+    return workshop.ingredient(_name("base", "vm", _sources("vm")), build)
 
 
 def app_layer(
@@ -59,8 +62,8 @@ def app_layer(
     """
     application = APPLICATIONS[key]
     settings = settings_of(application, ram_mb, rewrite_bytes_s)
-    sources = _sources(*(f"inside/{name}" for name in application.modules))
-    recipe = f"{sources}\n{application}\n{settings}"
+    modules = tuple(f"inside/{name}" for name in application.modules)
+    recipe = f"{application}\n{settings}"
     variant = f"{key}-{ram_mb}mb-{rewrite_bytes_s}" if application.memory else key
     base = base_layer(workshop, "container") / "rootfs"
 
@@ -78,14 +81,16 @@ def app_layer(
                 path.unlink()
         packages.date(upper, began_s)
 
-    tree = workshop.ingredient(_name(variant, "container", recipe), build)
+    tree = workshop.ingredient(_name(variant, "container", _sources("container", *modules) + recipe), build)
     if platform == "container":
         return tree
     disk = base_layer(workshop, "vm") / disks.DISK
-    return workshop.ingredient(
-        _name(variant, "vm", recipe),
-        lambda folder: disks.app(workshop, disk, base, tree / "rootfs", folder / disks.DISK),
-    )
+
+    def build_disk(folder: Path) -> None:
+        disks.app(workshop, disk, base, tree / "rootfs", folder / disks.DISK)
+        packages.date(folder, 0.0)
+
+    return workshop.ingredient(_name(variant, "vm", _sources("vm", *modules) + recipe), build_disk)
 
 
 def settings_of(application: Application, ram_mb: int, rewrite_bytes_s: int) -> str:
@@ -104,11 +109,12 @@ def _base_tree(workshop: Workshop, folder: Path) -> None:
 
 
 @cache
-def _sources(*more: str) -> str:
+def _sources(platform: Platform, *more: str) -> str:
     """A digest of what layers are made from, but for the packages."""
     digest = hashlib.blake2b(digest_size=16)
     here = Path(__file__).parent
-    for name in ("roots.py", "packages.py", "guest.py", "disks.py", "inside/main.py", *more):
+    names = ("roots.py", "packages.py", "inside/main.py", *more)
+    for name in names if platform == "container" else (*names, "guest.py", "disks.py"):
         digest.update((here / name).read_bytes())
     return digest.hexdigest()
 
