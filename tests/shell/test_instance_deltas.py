@@ -271,10 +271,10 @@ async def test_deltas_of_an_instance_are_for_its_destination_alone(ends: Ends) -
         await handlers[delta_wire.CHUNKS_DELTA](cast(Incoming, Call(ask.body(), ME)))
 
 
-async def test_images_before_the_last_two_are_forgotten(ends: Ends) -> None:
+async def test_images_before_the_last_three_are_forgotten(ends: Ends) -> None:
     (ends.state / "pages").write_bytes(b"1")
     layers = []
-    for number in range(3):
+    for number in range(4):
         (ends.state / "pages").write_text(str(number))
         layers.append(LayerId(ends.source.take(final=False).image.layer))
     source = ends.source.source
@@ -282,4 +282,4 @@ async def test_images_before_the_last_two_are_forgotten(ends: Ends) -> None:
         source.chunks_of(layers[0])
     with pytest.raises(LayerUnknown):
         source.manifest_of(layers[0])
-    assert [len(source.chunks_of(layer)) for layer in layers[1:]] == [1, 1]
+    assert [len(source.chunks_of(layer)) for layer in layers[1:]] == [1, 1, 1]
