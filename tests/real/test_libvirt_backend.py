@@ -5,6 +5,7 @@ The guest boots once: most tests begin with a copy of what that one was suspende
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
 
-APP_ID = "0123456789abcdef" * 2
+APP_ID = secrets.token_hex(16)
+"""Another one each time: machines of another run of the test must not be taken for this one's."""
 ADDRESS = "10.88.0.5"
 HEALTHY_AFTER_S = 0.05
 BOOT_S = 60.0

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,6 +28,9 @@ from tests.support.apps import eventually, executing, toml
 from tests.support.contract import leftovers
 from tests.support.enginelab.rootfs import PYTHON, python_rootfs
 from tests.support.enginelab.runc import RuncNode
+
+APP_ID = secrets.token_hex(16)
+"""Another one each time: what runs of the test side by side leave must not be taken for this one's."""
 
 PROBE = RuncBackend().probe()
 pytestmark = [
@@ -157,7 +161,7 @@ class Room:
         text = toml(command=[PYTHON, "-I", "-S", "{app}opt/main.py"], stop_timeout_s=0.5)
         if table:
             text += "[runc]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
-        made = AppLayout("c0ffee" + "0" * 26, "shop", node.root / "app", config.parse(text), base=self.base, app=app)
+        made = AppLayout(APP_ID, "shop", node.root / "app", config.parse(text), base=self.base, app=app)
         node.backend.create(made)
         self.made.append((node, made))
         return made
@@ -179,7 +183,7 @@ def room(base: Path) -> Iterator[Room]:
                 node.backend.destroy(layout)
                 assert list(layout.folder.iterdir()) == []
         assert str(folder) not in Path("/proc/self/mountinfo").read_text()
-        assert not list(Path("/sys/fs/cgroup").glob("*/p2player/p2p-c0ffee*"))
+        assert not list(Path("/sys/fs/cgroup").glob(f"*/p2player/p2p-{APP_ID[:12]}*"))
 
 
 def log(node: RuncNode, layout: AppLayout) -> str:
@@ -316,10 +320,10 @@ def test_a_container_that_a_killed_dump_left_frozen_can_be_stopped(room: Room) -
     layout = room.layout(room.here, COUNTER)
     backend = room.here.backend
     pid = backend.start(layout).pid
-    frozen = [*Path("/sys/fs/cgroup").glob("**/p2p-c0ffee*/freezer.state")]
+    frozen = [*Path("/sys/fs/cgroup").glob(f"**/p2p-{APP_ID[:12]}*/freezer.state")]
     for path in frozen:
         path.write_text("FROZEN")
-    for path in [*Path("/sys/fs/cgroup").glob("**/p2p-c0ffee*/cgroup.freeze")]:
+    for path in [*Path("/sys/fs/cgroup").glob(f"**/p2p-{APP_ID[:12]}*/cgroup.freeze")]:
         path.write_text("1")
     found = procfs.stat(pid)
     assert found is not None
@@ -404,8 +408,8 @@ def test_a_missing_bridge_is_told(room: Room) -> None:
 def test_memory_can_be_limited(room: Room) -> None:
     layout = room.layout(room.here, COUNTER, {"memory_max": "64MiB"})
     room.here.backend.start(layout)
-    limits = [*Path("/sys/fs/cgroup").glob("**/p2p-c0ffee*/memory.limit_in_bytes")]
-    limits += Path("/sys/fs/cgroup").glob("**/p2p-c0ffee*/memory.max")
+    limits = [*Path("/sys/fs/cgroup").glob(f"**/p2p-{APP_ID[:12]}*/memory.limit_in_bytes")]
+    limits += Path("/sys/fs/cgroup").glob(f"**/p2p-{APP_ID[:12]}*/memory.max")
     assert str(64 << 20) in {path.read_text().strip() for path in limits}
 
 

@@ -135,6 +135,8 @@ class Ground:
         def look() -> LocalNode | None:
             told = set()
             for node in self.up():
+                if node is self.west:
+                    continue  # which only hears of it
                 told |= {(row["node"], row["state"]) for row in node.json("apps") if row["name"] == app}
             names = [name for name, state in told if state == "running"]
             return self.mesh.nodes[names[0]] if len(told) == len(names) == 1 else None
