@@ -188,19 +188,22 @@ class HostedApp:
         Raises:
             AppStartFailed: it does not run. The record is `failed` now; unchanged when it was not to be written first
                 and nothing of the application executed.
+            Failed: likewise; the engine broke off in between, or cannot be asked.
         """
         shelf = self._around.shelf
 
         def work() -> tuple[AppRecord, Started | BackendError | OSError]:
             if record_first:
                 shelf.write(target)
+            else:
+                self.backend.status(self.workspace)  # an engine that does not even answer shall not begin
             try:
                 try:
                     started = begin(layout)
                 except engine_errors.AlreadyRunning:
                     started = self.backend.resume(layout)  # leaves a running copy alone, and tells of it
             except (BackendError, OSError) as error:
-                if not record_first and not _executed(error):
+                if not record_first and not self._may_have_executed(error):
                     return self.record, error
                 failed = moved(target, AppState.FAILED, reason=str(error))
                 shelf.write(failed)
@@ -216,6 +219,23 @@ class HostedApp:
         if self.record.state is AppState.FAILED:
             self.tell("failed", self.record.reason, _exit_code(outcome))
         raise told(outcome) from outcome
+
+    def _may_have_executed(self, error: BackendError | OSError) -> bool:
+        """Whether anything of it may have executed, or may yet, of a start that ended with this error.
+
+        Only `StartFailed` tells. After anything else, as from an engine that broke off in the middle, it is asked; one
+        that does not answer may have done it.
+        """
+        match error:
+            case engine_errors.StartFailed():
+                return error.executed
+            case engine_errors.ConfigError():
+                return False
+        try:
+            found = self.backend.status(self.workspace)
+        except (BackendError, OSError):
+            return True
+        return found.executing or found.state not in (EngineState.ABSENT, EngineState.SUSPENDED)
 
     async def facts(self, layout: AppLayout) -> dict[str, str]:
         """What the engine says that another machine must match to restore its memory, and how much memory that is.
@@ -350,10 +370,6 @@ def told(error: BackendError | OSError) -> P2PlayerError:
             return AppSuspendFailed(str(error), running=error.running)
         case _:
             return faults.describe(error)
-
-
-def _executed(error: BackendError | OSError) -> bool:
-    return isinstance(error, engine_errors.StartFailed) and error.executed
 
 
 def _exit_code(error: BackendError | OSError) -> int | None:

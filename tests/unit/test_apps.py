@@ -651,6 +651,38 @@ async def test_a_restore_that_executed_belongs_here(site: Site) -> None:
     assert [(r.state, r.epoch) for r in apps.records()] == [(AppState.FAILED, 4)]
 
 
+@pytest.mark.parametrize("trouble", [StopFailed("it is there still", (7,)), OSError("no disk")])
+@pytest.mark.parametrize("engine", [EngineState.RUNNING, EngineState.EXITED, None])
+async def test_a_restore_that_broke_off_belongs_here_unless_the_engine_denies_it(
+    site: Site, trouble: Exception, engine: EngineState | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the source would let it go on there, too."""
+
+    def restore(layout: AppLayout) -> Started:
+        if engine is None:
+            site.engine.fail_next["status"] = BackendError("it does not answer any more")
+        else:
+            site.engine.becomes(layout.app_id, engine)
+        raise trouble
+
+    apps = site.node()
+    await apps.stage(record())
+    monkeypatch.setattr(site.engine, "restore", restore)
+    with pytest.raises(Failed):
+        await apps.restore(record().id, 4)
+    assert [(r.state, r.epoch) for r in apps.records()] == [(AppState.FAILED, 4)]
+
+
+async def test_an_engine_that_does_not_answer_restores_nothing(site: Site) -> None:
+    apps = site.node()
+    await apps.stage(record())
+    site.engine.fail_next["status"] = BackendError("it does not answer")
+    with pytest.raises(Failed):
+        await apps.restore(record().id, 4)
+    assert "restore" not in site.engine.calls
+    assert apps.staged() == [record(AppState.STAGED)]
+
+
 async def test_a_repeated_restore_takes_over_the_copy_that_runs(site: Site) -> None:
     apps = site.node()
     await apps.stage(record())
