@@ -84,7 +84,7 @@ APPLICATIONS = _table(
     Application(
         "video",
         "Video Streaming",
-        192,
+        160,
         ports=(PROBE_PORT, HTTP_PORT),
         packages=("ffmpeg", "nginx-light"),
         without=_NO_SCREEN,
@@ -95,7 +95,7 @@ APPLICATIONS = _table(
     Application(
         "face",
         "Face Detection",
-        384,
+        256,
         ports=(PROBE_PORT, FACE_PORT),
         packages=("python3-opencv", "opencv-data"),
         without=(*_NO_SCREEN, "proj-data", "gdal-data", "gdal-plugins"),  # maps of the earth

@@ -63,7 +63,7 @@ def app_layer(
     application = APPLICATIONS[key]
     settings = settings_of(application, ram_mb, rewrite_bytes_s)
     modules = tuple(f"inside/{name}" for name in application.modules)
-    recipe = f"{application}\n{settings}"
+    recipe = f"{application.packages}\n{application.without}\n{application.prepare}\n{settings}"
     variant = f"{key}-{ram_mb}mb-{rewrite_bytes_s}" if application.memory else key
     base = base_layer(workshop, "container") / "rootfs"
 
