@@ -5,6 +5,7 @@ from collections.abc import Generator
 
 import pytest
 
+from bench.netlab import leftovers as netlab
 from tests.support.contract import leftovers
 from tests.support.contract.absence import absent
 
@@ -21,8 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Sweep up after runs that were killed with all that would have."""
-    if not _is_worker(session.config) and os.geteuid() == 0:
-        leftovers.sweep_dead()
+    if not _is_worker(session.config):
+        sweep()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,13 +40,19 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     yield
     if _is_worker(session.config):
         return
-    if os.geteuid() == 0:
-        leftovers.sweep_dead()
+    sweep()
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     if terminal is None:
         return
     for line in not_run(terminal.stats.get("skipped", [])):
         terminal.write_line(line)
+
+
+def sweep() -> None:
+    """End what belongs to test processes that are no more."""
+    if os.geteuid() == 0:
+        leftovers.sweep_dead()
+        netlab.sweep()
 
 
 def not_run(skipped: list[pytest.TestReport]) -> list[str]:

@@ -24,6 +24,7 @@ from backends.libvirt.connection import Connection
 from backends.libvirt.machine import Seen, VirtualMachine
 from backends.libvirt.notes import Note, Phase
 from bench.data.pair import Unavailable
+from bench.netlab import leftovers as netlab
 from tests.support.apps import eventually
 from tests.support.enginelab import guest
 from tests.support.enginelab.libvirt import LibvirtNode
@@ -84,15 +85,16 @@ class Sites:
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
-    root = tmp_path_factory.mktemp("libvirt")
+def sites(engine_home: Path) -> Iterator[Sites]:
+    root = engine_home / "libvirt-backend"
+    root.mkdir()
     small = root / "small"
     small.mkdir()
     try:
         layers = guest.layers(guest.CACHE)
     except guest.GuestUnavailable as error:
         pytest.skip(str(error))
-    network = f"p2p-test-{os.getpid()}"
+    network = f"{netlab.prefix()}libvirt"
     subprocess.run(["ip", "netns", "add", network], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "small", str(small)], check=True)
     try:

@@ -26,6 +26,7 @@ from backends.base import AppLayout, EngineSettings, EngineState
 from backends.errors import BackendError, StartFailed, SuspendFailed
 from backends.lxd import instance, predump
 from backends.lxd.backend import LxdBackend
+from bench.netlab import leftovers as netlab
 from tests.support.apps import eventually, toml
 from tests.support.contract import leftovers, programs
 from tests.support.enginelab.lxd import LxdNode, LxdNodeFailed
@@ -88,7 +89,7 @@ class Sites:
 
 @pytest.fixture(scope="module")
 def sites(engine_home: Path) -> Iterator[Sites]:
-    names = [f"p2t-{os.getpid()}-{end}" for end in ("a", "b", "c")]
+    names = [f"{netlab.prefix()}lxd-{end}" for end in ("a", "b", "c")]
     home = engine_home / "lxd-backend"
     try:
         for name in names:

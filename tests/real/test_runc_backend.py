@@ -23,6 +23,7 @@ from backends import config, criu, overlay, procfs
 from backends.base import AppLayout, EngineSettings, EngineState
 from backends.errors import ConfigError, StartFailed, SuspendFailed
 from backends.runc import RuncBackend
+from bench.netlab import leftovers as netlab
 from tests.support import apps
 from tests.support.apps import eventually, executing, toml
 from tests.support.contract import leftovers
@@ -443,7 +444,7 @@ def connect(netns: str, address: tuple[str, int]) -> socket.socket:
 @pytest.fixture
 def lan() -> Iterator[tuple[str, str]]:
     """Two network namespaces with a bridge `lan0` each, joined by a cable; 10.88.0.1 is at the first."""
-    names = f"p2pt-a{os.getpid()}", f"p2pt-b{os.getpid()}"
+    names = f"{netlab.prefix()}runc-a", f"{netlab.prefix()}runc-b"
     try:
         for name in names:
             ip("netns", "add", name)

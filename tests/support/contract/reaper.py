@@ -6,9 +6,11 @@ Reads the folder (`leftovers`) from standard input, which is a pipe from the tes
 import sys
 from pathlib import Path
 
+from bench.netlab import leftovers as netlab
 from tests.support.contract import leftovers
 
 if __name__ == "__main__":
     folder = Path(sys.stdin.readline().rstrip("\n"))
     sys.stdin.read()
     leftovers.sweep(folder)
+    netlab.sweep()
