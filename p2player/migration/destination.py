@@ -12,7 +12,7 @@ from gossip.messages import NodeId
 from p2player import faults
 from p2player.apprecord import AppRecord
 from p2player.appstate import AppState
-from p2player.errors import Failed, NotFound
+from p2player.errors import Failed, NotFound, P2PlayerError
 from p2player.migration.basis import BasisShelf
 from p2player.migration.images import DestinationImages
 from p2player.migration.parts import Parts
@@ -71,8 +71,13 @@ class DestinationWork:
                 return await self._pull_image(image, final)
             case events.FindCopy(_, epoch):
                 return await self._find_copy(epoch)
-            case events.Restore(epoch, running):
-                return await self._restore(epoch, running)
+            case events.Restore(epoch, running, owned):
+                try:
+                    return await self._restore(epoch, running)
+                except P2PlayerError as error:
+                    if owned:
+                        await self._keep(epoch, error.message)
+                    raise
             case events.RunHook():
                 return await self._announce()
             case events.Discard(epoch):
@@ -181,6 +186,11 @@ class DestinationWork:
             return events.Resumed()
         started = await self._parts.apps.restore(self._app_id, epoch)
         return events.Resumed(self._parts.since(started.at))
+
+    async def _keep(self, epoch: int, reason: str) -> None:
+        """The app belongs here although it was not restored: nobody may take it for one that is only staged."""
+        if not self.executed():
+            await self._parts.apps.set_state(self._app_id, AppState.FAILED, epoch, reason=reason)
 
     async def _announce(self) -> str:
         """Let traffic and commands find the app here; a hook that failed is a warning."""

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from backends.config import MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_TEXT_BYTES
+from backends.errors import StartFailed
 from chunkstore.vault import Vault
 from gossip.messages import NodeId
 from p2player import errors
@@ -649,6 +650,27 @@ async def test_one_copy_survives_every_kill(tmp_path: Path, jump: MockClock, poi
         for row in [row for told in rows for row in told]:
             assert row["state"] == ("done" if node == "b" else "failed")
         assert files(mesh["b" if node == "a" else "a"]) == [] or node == "b"
+
+
+async def test_what_could_not_be_restored_after_a_restart_is_kept(tmp_path: Path, jump: MockClock) -> None:
+    """Nobody knows whether the first try executed it, so it cannot go back: it waits here, and nothing deletes it."""
+    async with paper_mesh(tmp_path, "a", "b", config=QUICK) as mesh:
+        a, b = mesh["a"], mesh["b"]
+        await mesh.new_app(a)
+        lethal(b, KillPoint(End.DESTINATION, records.Accepted, "after"))
+        await restart(mesh, b)
+        await a.migrations.start("game", "b")
+        while b.up:
+            await trio.sleep(0.05)
+        b.engine.fail["restore"] = [StartFailed("no such address", executed=False)]
+        await mesh.start(b)
+        await mesh.quiet()
+        assert where(mesh) == [("b", "failed", 2)]
+        assert b.apps.find("game").reason == "no such address"
+        await restart(mesh, b)
+        assert where(mesh) == [("b", "failed", 2)]
+        await b.apps.start(b.apps.find("game").id)
+        assert where(mesh) == [("b", "running", 2)]
 
 
 async def test_restored_rows_keep_the_freeze(tmp_path: Path, jump: MockClock) -> None:

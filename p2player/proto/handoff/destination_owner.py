@@ -37,7 +37,7 @@ class DestinationOwner(DestinationEnd):
     def _restore(self) -> None:
         self.at = At.RESTORING
         running = self.offer.running if self.offer is not None else True
-        self._token = self._act(events.Restore(self.epoch, running))
+        self._token = self._act(events.Restore(self.epoch, running, owned=self._maybe_executed))
         self._set(Timer.HEARTBEAT, self.config.heartbeat_s)
 
     def _on_restore_done(self, resumed: events.Resumed) -> None:

@@ -181,10 +181,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Let the engine continue the app here at `epoch`. Result: `Resumed`; `Broke.executed` matters."""
+    """Let the engine continue the app here at `epoch`. Result: `Resumed`; `Broke.executed` matters.
+
+    `owned`: an earlier try may have executed it, so it belongs here whatever becomes of this one.
+    """
 
     epoch: int
     running: bool
+    owned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
