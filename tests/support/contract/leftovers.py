@@ -122,12 +122,21 @@ def _end(folder: Path, apps: set[str]) -> None:
     for namespace in _namespaces(apps):
         _run("ip", "netns", "delete", namespace.name)
     for group in _groups(apps):
+        thaw(group)
         with contextlib.suppress(OSError):
             for word in (group / "cgroup.procs").read_text().split():
                 _kill(int(word))
             group.rmdir()
     for loop in _loops(folder):
         _run("losetup", "--detach", str(loop))
+
+
+def thaw(group: Path) -> None:
+    """Let the processes of a control group go on, of either version: frozen ones cannot even be killed."""
+    for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        with contextlib.suppress(OSError):
+            if (group / name).exists():
+                (group / name).write_text(word)
 
 
 def _processes(folder: Path, apps: set[str]) -> list[int]:

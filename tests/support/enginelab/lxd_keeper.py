@@ -47,8 +47,9 @@ def main() -> None:
         _wait_for_the_end()
     finally:
         names = os.listdir(folder / "containers") if (folder / "containers").is_dir() else []
-        _end_descendants()
-        _remove_cgroups(names)
+        _end_descendants(names)
+        for top in _cgroups(names):
+            _remove(top)
 
 
 def _line() -> bytes:
@@ -93,10 +94,15 @@ def _reap() -> None:
             pass
 
 
-def _end_descendants() -> None:
-    """SIGKILL until there are none: killing one may orphan others, which then become children of this process."""
+def _end_descendants(names: list[str]) -> None:
+    """SIGKILL until there are none: killing one may orphan others, which then become children of this process.
+
+    A container that was being saved is frozen, and does not even hear of a SIGKILL before it is thawed.
+    """
     deadline = time.monotonic() + _END_TIMEOUT_S
     while (left := _descendants()) and time.monotonic() < deadline:
+        for top in _cgroups(names):
+            _thaw(top)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -120,14 +126,27 @@ def _descendants() -> list[int]:
     return result
 
 
-def _remove_cgroups(names: list[str]) -> None:
-    """Delete the control groups of these containers, which LXC leaves when it is killed."""
-    for hierarchy in [_CGROUPS, *_CGROUPS.iterdir()]:
-        for name in names:
-            for top in [*hierarchy.glob(f"lxc.*.{name}"), *hierarchy.glob(f"lxc.*.{name}-*")]:
-                for place, _, _ in os.walk(top, topdown=False):
-                    with contextlib.suppress(OSError):
-                        os.rmdir(place)
+def _cgroups(names: list[str]) -> list[Path]:
+    """The control groups of these containers, which LXC leaves when it is killed."""
+    return [
+        top
+        for hierarchy in [_CGROUPS, *_CGROUPS.iterdir()]
+        for name in names
+        for top in [*hierarchy.glob(f"lxc.*.{name}"), *hierarchy.glob(f"lxc.*.{name}-*")]
+    ]
+
+
+def _thaw(top: Path) -> None:
+    for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        with contextlib.suppress(OSError):
+            if (top / name).exists():
+                (top / name).write_text(word)
+
+
+def _remove(top: Path) -> None:
+    for place, _, _ in os.walk(top, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(place)
 
 
 if __name__ == "__main__":
