@@ -1,7 +1,7 @@
 """The files, mounts and network of one container of runc, and what runc and CRIU say of it.
 
 state/upper     what the application wrote            run/bundle      config.json, and the mount point of the root
-state/images    CRIU's, where its memory is saved     run/images.new  a dump that is being made
+state/images    CRIU's, where its memory is saved     run/images.new  a dump that is being made; .old: an earlier one
                                                       run/runc        runc's own notes: what container there is
                                                       run/criu        logs and statistics; run/netns its network
 """
@@ -65,6 +65,7 @@ class Container:
         self._upper = workspace.state_dir / "upper"
         self.images = workspace.state_dir / "images"
         self._new_images = run / "images.new"
+        self._old_images = run / "images.old"
         self.bundle = run / "bundle"
         self.pid_file = run / "pid"
         self._root = self.bundle / "rootfs"
@@ -244,10 +245,18 @@ class Container:
             # Said when the first process could not be made or could not execute the command.
             refused = "unable to start container process: "
             return message.removeprefix(refused), not message.startswith(refused)
-        resumed = "Tasks resumed" in _tail(self._work / "restore.log")
         if "criu failed" in message:
             message = f"CRIU: {criu.why(self._work / 'restore.log')}"
-        return message, resumed
+        return message, self.resumed()
+
+    def resumed(self) -> bool:
+        """Whether the last launch was a restore that let the processes go on."""
+        return "Tasks resumed" in _tail(self._work / "restore.log")
+
+    def restore_failed(self) -> bool:
+        """Whether the last launch was a restore of which nothing executed: the images are as good as before."""
+        failed = "Restoring FAILED" in _tail(self._work / "restore.log")
+        return failed and not self.resumed() and self.images.exists()
 
     def lacks_address(self) -> bool:
         """Whether the last restore failed since an address of a connection is not here."""
@@ -288,15 +297,33 @@ class Container:
         remove_tree(self.images)
 
     def forget_dump(self) -> None:
-        """Nothing is left of a dump that was not taken."""
+        """Nothing is left of a dump that was not taken, or of one that another took the place of."""
         remove_tree(self._new_images)
+        remove_tree(self._old_images)
         (self._work / "dump.log").unlink(missing_ok=True)
 
     def dump_is_complete(self) -> bool:
-        """Whether there is a whole dump that was not taken yet."""
-        if not (self._new_images / "descriptors.json").exists():
+        """Whether the dump that was begun last is whole, be it taken by `take_final_dump` or not yet."""
+        place = self._new_images if self._new_images.exists() else self.images
+        if not (place / "descriptors.json").exists():
             return False
         return "Dumping finished successfully" in _tail(self._work / "dump.log")
+
+    def take_final_dump(self) -> None:
+        """Let a whole dump take the place of the earlier one, which is put aside. Idempotent.
+
+        `images.new` is gone exactly when it was taken, so a node that was killed in between can tell.
+        """
+        if not self._new_images.exists():
+            return
+        if self.images.exists():
+            remove_tree(self._old_images)
+            self.images.rename(self._old_images)
+        self._new_images.rename(self.images)
+
+    def forget_old_dump(self) -> None:
+        """Remove what `take_final_dump` put aside."""
+        remove_tree(self._old_images)
 
     def take_dump(self) -> None:
         """Let the new dump take the place of the earlier one, at once."""

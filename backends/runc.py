@@ -9,7 +9,8 @@ other; containers outlive the node, and end as a whole with their first process.
 Which images count: only those of an application that is SUSPENDED, or of one that is restored. A start removes them,
 and so does a restore that went well; the images of pre-copy rounds lie there in between and are never restored here.
 A dump is made aside and takes its place at once when it is complete. A node that is killed during the final dump does
-not stop it: its successor finds the application ended and the dump complete, and takes it.
+not stop it: its successor finds the application ended and the dump complete, and takes it. Images of which a restore
+failed count as before.
 
 CRIU dumps and restores all or nothing. A dump that fails leaves the processes running as before, and in a restore
 that fails no process got as far as its next instruction: all are made stopped, and resumed together at the end.
@@ -57,6 +58,9 @@ _VERSION = re.compile(r"runc version (\S+)")
 _PROBE_TIMEOUT_S = 3.0
 _RESTORED_AFTER_S = 0.05  # what lived before needs no second to prove itself
 _TAIL_BYTES = 2048
+
+SAVING = "save"
+"""Intent of a node that has CRIU save the application, and does not know yet how that went."""
 
 
 class RuncBackend:
@@ -209,7 +213,7 @@ class RuncBackend:
         if found.state is not EngineState.EXITED or found.leftovers:
             return found
         # A node may have been killed between the end of a dump that went well and its own note of that.
-        if not self._take_final_dump(workspace):
+        if not self._take_final_dump(workspace) and not container.restore_failed():
             return found
         return Status(EngineState.SUSPENDED, started=found.started, exit=found.exit)
 
@@ -222,9 +226,10 @@ class RuncBackend:
         with self._taking:
             live = run_dir.live()
             assert live is not None
-            if run_dir.intent(live.run) == supervised.SUSPENDING and container.dump_is_complete():
-                container.take_dump()
+            if run_dir.intent(live.run) == SAVING and container.dump_is_complete():
+                container.take_final_dump()
                 run_dir.write_intent(live.run, supervised.SUSPENDED)
+                container.forget_old_dump()
             return run_dir.intent(live.run) == supervised.SUSPENDED
 
     def _container(self, workspace: Workspace) -> Container:
@@ -279,6 +284,7 @@ class RuncBackend:
         if report.problem is not None:
             reason, executed = container.why_not_launched(restoring=restoring)
             self.stop(layout)
+            executed = executed or (restoring and container.resumed())  # while it was being ended
             verb = "restore" if restoring else "start"
             raise StartFailed(
                 f"cannot {verb} {layout.name}: {reason or report.problem}", executed=report.executed and executed
@@ -302,7 +308,9 @@ class RuncBackend:
         )
 
     def _dump_and_go_on(self, layout: AppLayout) -> Checkpoint:
-        container, at = self._container(layout), Moment.now()
+        container = self._container(layout)
+        RunDir(str(layout.run_dir)).clear_intent()  # of a node that was killed in a final dump: this one is none
+        at = Moment.now()
         try:
             container.dump(_options(layout), leave_running=True)
             took_s = time.monotonic() - at.monotonic_s
@@ -317,7 +325,7 @@ class RuncBackend:
         live = run_dir.live()
         assert live is not None
         container.forget_dump()
-        run_dir.write_intent(live.run, supervised.SUSPENDING)
+        run_dir.write_intent(live.run, SAVING)
         at = Moment.now()
         try:
             container.dump(_options(layout), leave_running=False)

@@ -3,8 +3,8 @@
     lock     held by the shim (flock) for as long as it lives: one application, one supervisor
     live     written by the shim before the application executes: who runs, since when, in which boot
     exit     written by the shim after the last process ended: how the application ended
-    intent   written by the node before it asks an application to end: `stop` or `suspend`; an engine that ends it
-             itself when it has saved it has `suspended` written afterwards
+    intent   written by the node before it asks an application to end, `stop` or `suspend`, or an engine to save and
+             then end it, `save`; `suspended` afterwards, where its exit code does not tell that it went well
 
 Each file is replaced atomically and names the run that it is about, so a file left from an earlier run says nothing of
 this one. Nothing is fsynced: a machine that crashed has no running processes, and the boot id tells. Standard

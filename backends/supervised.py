@@ -18,7 +18,7 @@ END_TIMEOUT_S = shim.LINGER_S + shim.GIVE_UP_S + SHIM_SLACK_S
 """How long a shim may need from the end of the main process to its own."""
 
 SUSPENDING = "suspend"
-"""Intent of a node that asked the application to end, or the engine to save it, and does not know yet how that went."""
+"""Intent of a node that asked the application to save itself and to end: exit code 0 tells that it did."""
 
 SUSPENDED = "suspended"
 """Intent of a node that knows."""

@@ -1,0 +1,117 @@
+"""What a node makes of the run folder and the images of a container whose supervisor is gone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from backends import config, procfs, supervised
+from backends.base import EngineSettings, EngineState, Workspace
+from backends.procfs import ProcessId
+from backends.runc import SAVING, RuncBackend
+from backends.rundir import Ended, Live, RunDir
+
+RUN = "ab" * 16
+NOBODY = ProcessId(1 << 22, 1)  # beyond the largest process id
+WHOLE = "(00.1) Dumping finished successfully\n"
+FAILED = "(00.1) Error (criu/cr-restore.c:1): Restoring FAILED.\n"
+RESUMED = "(00.1) Restore finished successfully. Tasks resumed.\n"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Workspace:
+    """One that was killed by CRIU, or whose restore failed: its supervisor tells of no clean exit."""
+    space = Workspace("ab" * 16, "box", tmp_path, config.parse('command = ["true"]'))
+    for folder in (space.run_dir / "criu", space.state_dir):
+        folder.mkdir(parents=True)
+    RunDir(str(space.run_dir)).write_live(Live(RUN, procfs.boot_id(), NOBODY, NOBODY, 1.0, 2.0))
+    ended(space, signal=9)
+    return space
+
+
+def ended(app: Workspace, *, code: int | None = None, signal: int | None = None) -> None:
+    RunDir(str(app.run_dir)).write_ended(Ended(RUN, code, signal, asked=False, forced=False, left=()))
+
+
+def intend(app: Workspace, intent: str) -> None:
+    RunDir(str(app.run_dir)).write_intent(RUN, intent)
+
+
+def images(place: Path, age: str) -> None:
+    place.mkdir()
+    (place / "descriptors.json").write_text(json.dumps(age))
+
+
+def state(app: Workspace) -> EngineState:
+    return RuncBackend(EngineSettings()).status(app).state
+
+
+def saved(app: Workspace) -> str:
+    return str(json.loads((app.state_dir / "images" / "descriptors.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("new", "place", "old", "intent"),
+    [
+        ("final", "round", None, SAVING),
+        ("final", None, None, SAVING),
+        ("final", None, "round", SAVING),
+        (None, "final", "round", SAVING),
+        (None, "final", "round", supervised.SUSPENDED),
+    ],
+)
+def test_a_whole_final_dump_counts_wherever_the_node_was_killed(
+    app: Workspace, new: str | None, place: str | None, old: str | None, intent: str
+) -> None:
+    """Between each two steps of taking it: the old one put aside, the new one in its place, the note."""
+    (app.run_dir / "criu" / "dump.log").write_text(WHOLE)
+    intend(app, intent)
+    places = {app.run_dir / "images.new": new, app.state_dir / "images": place, app.run_dir / "images.old": old}
+    for folder, age in places.items():
+        if age is not None:
+            images(folder, age)
+    for _ in range(2):
+        assert state(app) is EngineState.SUSPENDED
+        assert saved(app) == "final"
+        assert not (app.run_dir / "images.new").exists()
+
+
+@pytest.mark.parametrize(("code", "signal"), [(0, None), (None, 9)])
+def test_one_that_ended_by_itself_while_a_dump_was_wanted_was_not_saved(
+    app: Workspace, code: int | None, signal: int | None
+) -> None:
+    """Its images are those of a round of pre-copy."""
+    intend(app, SAVING)
+    ended(app, code=code, signal=signal)
+    images(app.state_dir / "images", "round")
+    assert state(app) is EngineState.EXITED
+
+
+def test_the_dump_of_a_round_is_never_a_final_one(app: Workspace) -> None:
+    images(app.state_dir / "images", "round")
+    (app.run_dir / "criu" / "dump.log").write_text(WHOLE)
+    assert state(app) is EngineState.EXITED
+
+
+@pytest.mark.parametrize(
+    ("log", "there", "expected"),
+    [
+        (FAILED, True, EngineState.SUSPENDED),
+        (FAILED, False, EngineState.EXITED),
+        (RESUMED, True, EngineState.EXITED),
+        ("(00.1) killed in the mid", True, EngineState.EXITED),
+    ],
+)
+def test_images_whose_restore_failed_count_as_before(
+    app: Workspace, log: str, there: bool, expected: EngineState
+) -> None:
+    """Else the next try would start it afresh, and delete them."""
+    if there:
+        images(app.state_dir / "images", "final")
+    (app.run_dir / "criu" / "restore.log").write_text(log)
+    assert state(app) is expected
+
+
+def test_what_was_shelved_stays_so(app: Workspace) -> None:
+    intend(app, supervised.SUSPENDED)
+    assert state(app) is EngineState.SUSPENDED
