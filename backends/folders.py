@@ -6,8 +6,14 @@ from pathlib import Path
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder, also where the application took away its own permissions. Absent is fine."""
+    """Delete a folder, also where the application took away its own permissions. Absent is fine.
+
+    What is there instead of a folder, as a link that an application or a peer made, goes too; not where it leads.
+    """
     if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink()
         return
     try:
         shutil.rmtree(folder)

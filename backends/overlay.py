@@ -60,6 +60,8 @@ def mount(lowers: Sequence[Path], upper: Path, work: Path, target: Path, *, moun
         return
     for folder in (upper, work):
         folder.mkdir(mode=0o755, exist_ok=True)
+        if folder.is_symlink():  # of a peer, whose instance it was: all that is written would go where that leads
+            raise OverlayError(f"{folder} is a symbolic link")
 
     def act() -> None:
         base, options = _options(lowers, upper, work)

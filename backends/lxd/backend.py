@@ -287,6 +287,7 @@ class LxdBackend:
         container = self._instance(layout)
         place = Volume(process, pool, container.name)
         try:
+            volume.check_instance(layout)
             bridge.check(process, settings.read(layout.config, layout.app_id))
             row = container.row()
             if not memory:

@@ -93,8 +93,24 @@ def check_layers(layout: AppLayout) -> None:
     """Make sure that both layers are of LXD's form.
 
     Raises:
-        BackendError: one has no `rootfs/`.
+        BackendError: one has no `rootfs/`, or a symbolic link in its place: LXD would take where that leads on the host
+            for the root of the container.
     """
     for what, layer in (("base", layout.base), ("app", layout.app)):
-        if not os.path.isdir(layer / "rootfs"):
+        if not _is_folder(layer / "rootfs"):
             raise BackendError(f"the {what} layer has no folder rootfs, in which LXD looks for the file system")
+
+
+def check_instance(workspace: Workspace) -> None:
+    """Make sure that the instance layer leads nowhere else on this host; a peer may have made it.
+
+    Raises:
+        BackendError: something else is in the place of a folder.
+    """
+    for folder in (upper_of(workspace), root_of(workspace)):
+        if os.path.lexists(folder) and not _is_folder(folder):
+            raise BackendError(f"{folder} is not a folder")
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)

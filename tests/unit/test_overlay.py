@@ -144,6 +144,16 @@ def listing(folder: Path) -> dict[str, tuple[object, ...]]:
     return rows
 
 
+def test_an_upper_folder_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    lower, root, elsewhere = tmp_path / "lower", tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (lower, root, elsewhere):
+        folder.mkdir()
+    (tmp_path / "upper").symlink_to(elsewhere)
+    with pytest.raises(overlay.OverlayError, match="symbolic link"):
+        overlay.mount([lower], tmp_path / "upper", tmp_path / "work", root)
+    assert not overlay.is_mounted(root)
+
+
 def test_a_difference_gives_the_tree_back(tmp_path: Path) -> None:
     lower, wanted, out = tree(tmp_path / "lower"), tree(tmp_path / "tree", changed), tmp_path / "out"
     (tmp_path / "tree").chmod(0o711)
