@@ -21,7 +21,7 @@ from pathlib import Path
 
 from backends.base import EngineSettings
 
-PREFIX = Path("/var/lib/p2player/criu/sbin/criu")
+PREFIX = Path("/usr/local/lib/p2player/criu/sbin/criu")
 """Where `scripts/engine-packages.sh` puts one when that of the system does not work."""
 
 HOW_TO_GET = "as root: sh scripts/engine-packages.sh"

@@ -11,7 +11,7 @@ set -eu
 packages="runc lxd lxd-client lxc libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils busybox-static
 debootstrap squashfs-tools rsync dnsmasq-base uidmap nftables iproute2 e2fsprogs zstd
 libvirt-dev pkg-config gcc python3-dev"
-prefix=/var/lib/p2player/criu
+prefix=/usr/local/lib/p2player/criu
 debian=http://deb.debian.org/debian # where a machine that is not Debian's gets CRIU
 
 say() { echo "engine-packages: $*"; }

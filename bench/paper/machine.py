@@ -9,7 +9,7 @@ from typing import Final
 
 from bench.data.contained import find
 
-CRIU: Final = "/var/lib/p2player/criu/sbin/criu"
+CRIU: Final = "/usr/local/lib/p2player/criu/sbin/criu"
 PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
     "rsync": ("rsync", "--version"),
     "ssh": ("ssh", "-V"),

@@ -21,7 +21,7 @@ from backends.lxd.backend import LxdBackend
 
 MOUNT_POINT = "/var/lib/lxd"
 POOL = "p2player"
-CRIU = Path("/var/lib/p2player/criu/sbin/criu")
+CRIU = Path("/usr/local/lib/p2player/criu/sbin/criu")
 
 _KEEPER = Path(__file__).with_name("lxd_keeper.py")
 _READY_S = 30.0
