@@ -40,6 +40,8 @@ def layers_of(base: Path, app: Path) -> list[Image]:
     if bottom is None:
         raise ImageUnfit(f"the base layer has no disk: there is neither {QCOW2} nor {RAW} in {base}")
     images.append(inspect(bottom))
+    if images[-1].backing is not None:
+        raise ImageUnfit(f"{bottom} is only what differs from another image: qemu-img convert makes a whole one of it")
     return images
 
 

@@ -88,6 +88,14 @@ def test_the_chain_of_layers(tmp_path: Path) -> None:
     assert [image.path for image in disks.layers_of(layout.base, layout.app)] == [app]
 
 
+def test_a_base_that_is_an_overlay_itself_is_refused(tmp_path: Path) -> None:
+    layout = layout_in(tmp_path)
+    layout.app.mkdir()
+    write(layout.base / "disk.qcow2", header(backing=b"golden.qcow2"))
+    with pytest.raises(ImageUnfit, match="only what differs"):
+        disks.layers_of(layout.base, layout.app)
+
+
 @needs_qemu_img
 def test_the_instance_is_an_empty_overlay_of_the_same_size(tmp_path: Path) -> None:
     layout = layout_in(tmp_path)
