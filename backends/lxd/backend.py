@@ -112,12 +112,18 @@ class LxdBackend:
 
     def start(self, layout: AppLayout) -> Started:
         """Make the container, mount its volume, and wait until it has lived for `healthy_after_s`."""
+        self._await_earlier(layout)
         self._refuse_second(layout)
         return self._begin(layout, memory=False)
 
     def stop(self, workspace: Workspace) -> None:
         """Ask its first process to end, then kill it; then the volume is unmounted."""
         container = self._instance(workspace)
+        try:
+            self._await_idle(workspace, instance.OP_TIMEOUT_S)
+        except StillAtWork as error:
+            if (row := container.row()) is not None and row.stopped:  # it may be started yet
+                raise StopFailed(f"{workspace.name} cannot be ended: {error}", ()) from error
         row = container.row()
         note = notes.read(workspace)
         if row is not None and not row.stopped:
@@ -195,10 +201,14 @@ class LxdBackend:
 
     def resume(self, layout: AppLayout) -> Started:
         """A stateful start here, or a plain one when it was shelved; a running one is left alone."""
+        self._await_earlier(layout)
         status = self.status(layout)
         if status.state is EngineState.RUNNING:
             assert status.pid is not None
             assert status.started is not None
+            note = notes.read(layout)
+            if note is not None and note.phase is Phase.STARTING:  # by a node that was killed then
+                self._connect(layout, self._instance(layout), self._daemon.process(), memory=note.memory)
             return Started(status.pid, status.started)
         row = self._instance(layout).row()
         memory = status.state is EngineState.SUSPENDED and row is not None and row.stateful
@@ -206,6 +216,7 @@ class LxdBackend:
 
     def restore(self, layout: AppLayout) -> Started:
         """A stateful start of a container that is made for it; a plain one when no memory came along."""
+        self._await_earlier(layout)
         self._refuse_second(layout)
         images = volume.images_of(layout)
         if (images / predump.MARK).exists():
@@ -242,7 +253,10 @@ class LxdBackend:
             _await_monitor(note)
             return verdict.not_running(workspace, note, row)
         if note is None or note.init is None or not procfs.alive(note.init):
+            starting = note is not None and note.phase is Phase.STARTING and note.memory
             note = self._unnoted(container)
+            if note.init is None and starting:  # CRIU lets nothing execute before all is restored
+                return Status(EngineState.SUSPENDED)
             if note.init is None:  # it ended just now
                 return Status(EngineState.LOST, reason="it ended while it was looked at")
         assert note.init is not None
@@ -312,7 +326,6 @@ class LxdBackend:
 
     def _execute(self, layout: AppLayout, container: Instance, place: Volume, row: Row, memory: bool) -> Started:
         """Have LXD start it, and see it live."""
-        table = settings.read(layout.config, layout.app_id)
         before = notes.read(layout)
         if before is not None and before.phase is Phase.STARTING:
             before = before.before
@@ -346,23 +359,58 @@ class LxdBackend:
             if not executed:
                 notes.write(layout, before)
             raise StartFailed(f"cannot start {layout.name}: {reason}", executed=executed) from error
+        running = self._connect(layout, container, place.process, memory=memory)
+        return self._see_it_live(layout, running, _RESTORED_AFTER_S if memory else self._healthy_after_s)
+
+    def _connect(self, layout: AppLayout, container: Instance, process: Process, *, memory: bool) -> Note:
+        """Let packets through to a container that was started, and note that it runs."""
+        table = settings.read(layout.config, layout.app_id)
         running = self._unnoted(container)
         if running.init is not None and table.bridge is not None:
             try:
                 now = container.row()
-                bridge.connect(place.process, table, now.outer if now else "", running.init.pid)
+                bridge.connect(process, table, now.outer if now else "", running.init.pid)
             except BackendError as error:
                 self.stop(layout)
                 raise StartFailed(f"{layout.name} was ended again: {error}", executed=True) from error
-        at = Moment.now()
-        running = replace(running, started=at)
+        running = replace(running, started=Moment.now())
         notes.write(layout, running)
         if memory:
-            bridge.remove_spare(place.process, table)
-        return self._see_it_live(layout, running, at, _RESTORED_AFTER_S if memory else self._healthy_after_s)
+            bridge.remove_spare(process, table)
+        return running
 
-    def _see_it_live(self, layout: AppLayout, note: Note, at: Moment, healthy_after_s: float) -> Started:
-        init = note.init
+    def _await_earlier(self, layout: AppLayout) -> None:
+        """Before anything is begun: the end of what a killed node began.
+
+        Raises:
+            StartFailed: it does not come; the container may be started yet.
+        """
+        try:
+            self._await_idle(layout, instance.MEMORY_TIMEOUT_S)
+        except StillAtWork as error:
+            raise StartFailed(f"cannot start {layout.name}: {error}", executed=True) from error
+
+    def _await_idle(self, workspace: Workspace, timeout_s: float) -> None:
+        """Have LXD end what a node began that was killed then: it goes on by itself.
+
+        Raises:
+            StillAtWork: it takes too long.
+        """
+        note = notes.read(workspace)
+        if note is None or note.phase not in (Phase.STARTING, Phase.STOPPING, Phase.SUSPENDING):
+            return
+        container = self._instance(workspace)
+        log = self._volume(workspace).seen / volume.STATE / "restore.log"
+
+        def watch() -> None:
+            if note.phase is Phase.STARTING and note.memory:
+                failing.end(log, container.name)
+
+        container.await_idle(watch, timeout_s)
+
+    def _see_it_live(self, layout: AppLayout, note: Note, healthy_after_s: float) -> Started:
+        init, at = note.init, note.started
+        assert at is not None
         if init is not None and not procfs.wait_end(init, healthy_after_s):
             if layout.config.command:
                 _until(lambda: inside.main_process(volume.root_of(layout), init.pid) is not None, _SCRIPT_TIMEOUT_S)

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from backends import appnet
@@ -130,6 +130,39 @@ class Instance:
                 if time.monotonic() > deadline:
                     raise
 
+    def await_idle(self, watch: Callable[[], None], timeout_s: float) -> None:
+        """Wait until LXD has done what it was asked to do with this container, be it by a node that was killed since.
+
+        Args:
+            watch: called about once a second meanwhile.
+
+        Raises:
+            StillAtWork: it takes too long.
+        """
+        deadline = time.monotonic() + timeout_s
+        for operation in self._operations():
+            while True:
+                try:
+                    self._daemon.wait(operation, 1)
+                except StillAtWork:
+                    watch()
+                    if time.monotonic() > deadline:
+                        raise
+                    continue
+                except LxdError:  # it failed, or is forgotten: it is over
+                    pass
+                break
+
+    def _operations(self) -> list[str]:
+        """What LXD does with this container now."""
+        found = self._daemon.get("operations", params={"recursion": 1}) or {}
+        return [
+            str(operation["id"])
+            for state in ("pending", "running")
+            for operation in found.get(state) or ()
+            if any(self.name in _last_parts(urls) for urls in (operation.get("resources") or {}).values())
+        ]
+
     def save(self) -> None:
         """Write its memory into its volume, and end it. When that fails it runs on.
 
@@ -223,6 +256,11 @@ def configuration(app: AppConfig, settings: LxdSettings, variables: Mapping[str,
 def words(app: AppConfig) -> list[str]:
     """The command as it reads inside."""
     return [expand(word, IN_CONTAINER) for word in app.command]
+
+
+def _last_parts(urls: Iterable[str] | None) -> set[str]:
+    """What addresses of LXD's API name."""
+    return {url.partition("?")[0].rpartition("/")[2] for url in urls or ()}
 
 
 def _root(pool: str) -> dict[str, str]:

@@ -13,10 +13,11 @@ import pytest
 
 from backends import config, procfs
 from backends.base import AppLayout, EngineSettings, EngineState, Exit, Moment
-from backends.errors import BackendUnavailable
-from backends.lxd import failing, inside, notes, predump
+from backends.errors import BackendUnavailable, StartFailed, StopFailed
+from backends.lxd import failing, inside, instance, notes, predump
 from backends.lxd.backend import LxdBackend
 from backends.lxd.daemon import Daemon, LxdError, Process, StillAtWork, find_socket
+from backends.lxd.instance import Instance
 from backends.lxd.notes import Note, Phase
 
 BOOT = procfs.boot_id()
@@ -100,6 +101,77 @@ def test_what_the_note_and_lxd_say_together(
     tmp_path: Path, note: Note | None, row: Mapping[str, Any] | None, expected: EngineState
 ) -> None:
     assert state(tmp_path, note, row) is expected
+
+
+class BusyDaemon(FakeDaemon):
+    """One that is at work with a container; each operation ends when it was waited for so often."""
+
+    def __init__(self, row: Mapping[str, Any], waits: Mapping[str, int]) -> None:
+        super().__init__(row)
+        self.waits = dict(waits)
+
+    def get(self, *path: str, params: Mapping[str, Any] | None = None) -> Any:
+        match path:
+            case ("operations",):
+                own = {"resources": {"instances": [f"/1.0/instances/{NAME}?project=default"]}}
+                other = {"id": "other", "resources": {"instances": [f"/1.0/instances/{NAME}0"]}}
+                mine = [{"id": name, **own} for name in self.waits]
+                return {"running": [other, {"id": "token", "resources": None}, *mine], "success": []}
+            case (_, _, "state"):
+                return {"pid": 0}
+        return super().get(*path, params=params)
+
+    def wait(self, operation: str, timeout_s: float) -> Mapping[str, Any]:
+        self.waits[operation] -= 1
+        if self.waits[operation] > 0:
+            raise StillAtWork("LXD: starting instance takes longer than 1 s")
+        if self.waits[operation] == 0:
+            raise LxdError("LXD: restoring failed", 400)
+        return {}
+
+    def process(self) -> Process:
+        return Process(1, Path("/nowhere"), None, Path("/nowhere"))
+
+    def pool(self) -> str:
+        return "pool"
+
+
+def starting() -> dict[str, Any]:
+    return {**stopped(stateful=True), "status_code": 106}
+
+
+def test_what_a_killed_node_began_is_waited_for() -> None:
+    daemon, watched = BusyDaemon(stopped(), {"one": 2, "two": 0}), []
+    Instance(daemon, NAME).await_idle(lambda: watched.append(1), 10)
+    assert daemon.waits == {"one": 0, "two": -1}
+    assert len(watched) == 1
+    with pytest.raises(StillAtWork):
+        Instance(BusyDaemon(stopped(), {"one": 2}), NAME).await_idle(lambda: None, 0)
+
+
+@pytest.mark.parametrize("begin", ["start", "restore", "resume"])
+def test_nothing_is_begun_while_a_restore_of_a_killed_node_goes_on(
+    tmp_path: Path, begin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be begun twice, or without the memory that is just being read."""
+    monkeypatch.setattr(instance, "MEMORY_TIMEOUT_S", 0)
+    backend, app = LxdBackend(), layout(tmp_path)
+    daemon = backend.__dict__["_daemon"] = BusyDaemon(starting(), {"one": 9})
+    notes.write(app, Note(Phase.STARTING, BOOT, used_at="now", memory=True, before=MEMORY))
+    assert backend.status(app).state is EngineState.SUSPENDED
+    with pytest.raises(StartFailed) as caught:
+        getattr(backend, begin)(app)
+    assert caught.value.executed
+    assert daemon.waits == {"one": 8}
+
+
+def test_what_may_be_started_yet_has_not_been_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance, "OP_TIMEOUT_S", 0)
+    backend, app = LxdBackend(), layout(tmp_path)
+    backend.__dict__["_daemon"] = BusyDaemon(stopped(stateful=True), {"one": 9})
+    notes.write(app, Note(Phase.STARTING, BOOT, used_at="now", memory=True, before=MEMORY))
+    with pytest.raises(StopFailed, match="cannot be ended"):
+        backend.stop(app)
 
 
 def test_an_exit_that_the_script_told(tmp_path: Path) -> None:
