@@ -50,6 +50,10 @@ _KEPT = {
 }
 """Elements below these that say what the guest sees; all others are this node's affair, and name files of a host."""
 
+_REPEATED = frozenset({"seclabel"})
+_KINDS = {"input": frozenset({"mouse", "keyboard", "tablet"}), "audio": frozenset({"none"})}
+"""Other kinds of these are devices and files of a host."""
+
 _MAX_XML_BYTES = 1 << 20
 
 ET.register_namespace("p2player", NAMESPACE)
@@ -145,13 +149,20 @@ def foreign(root: ET.Element) -> list[str]:
     found = []
     if root.tag != "domain" or root.get("type") not in ("kvm", "qemu"):
         found.append(f"it is a machine of kind {str(root.get('type'))[:64]}")
-    for child in root:
-        if child.tag not in _TOP_LEVEL:
-            found.append(f"its description has the element {child.tag[:64]}")
+    tags = [child.tag for child in root]
+    for tag in dict.fromkeys(tags):
+        if tag not in _TOP_LEVEL:
+            found.append(f"its description has the element {tag[:64]}")
+        elif tags.count(tag) > 1 and tag not in _REPEATED:  # libvirt would heed all of them, we the first
+            found.append(f"its description has the element {tag} more than once")
+    if _value(root, "on_crash").startswith("coredump"):
+        found.append("it has libvirt write its memory to the host's disk when it crashes")
     devices = root.find("devices")
     for device in [] if devices is None else devices:
         if device.tag not in _DEVICES:
             found.append(f"it has a device of kind {device.tag[:64]}")
+        elif (kind := device.get("type", "")) not in _KINDS.get(device.tag, {kind}):
+            found.append(f"it has a device of kind {device.tag} {kind[:64]}")
     for tag, kind, least, words in (
         ("disk", "file", 1, "it has other disks than the one of its instance"),
         ("interface", "bridge", 0, "it has other network devices than one at a bridge"),

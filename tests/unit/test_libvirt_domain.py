@@ -129,6 +129,14 @@ def test_a_saved_description_is_given_this_nodes_paths() -> None:
     add(saved, "devices/interface", "<rom file='/there/shadow'/>")
     add(saved, "os", "<loader>/there/firmware</loader>")
     add(saved, ".", "<resource><partition>/there</partition></resource>")
+    for model in ("dac", "apparmor"):
+        add(saved, ".", f"<seclabel type='dynamic' model='{model}'><label>/there</label></seclabel>")
+    for device in (
+        "<input type='mouse' bus='ps2'/>",
+        "<input type='keyboard' bus='ps2'/>",
+        "<audio id='1' type='none'/>",
+    ):
+        add(saved, "devices", device)
     fitted = domain.fit(text_of(saved), APP_ID, Machine(cmdline="quiet", bridge="br1"), place("/here"))
     assert "/there" not in fitted
     root = ET.fromstring(fitted)
@@ -148,11 +156,22 @@ def test_a_saved_description_is_given_this_nodes_paths() -> None:
         ("devices", "<serial type='pty'/>", "other serial ports"),
         (".", "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'/>", "has the element"),
         (".", "<memoryBacking><source type='file'/></memoryBacking>", "has the element memoryBacking"),
+        (".", "<devices><hostdev mode='subsystem' type='pci'/></devices>", "devices more than once"),
+        (".", "<os><kernel>/etc/shadow</kernel></os>", "os more than once"),
+        ("devices", "<input type='evdev'><source dev='/dev/input/event0'/></input>", "kind input evdev"),
+        ("devices", "<input type='passthrough' bus='virtio'/>", "kind input passthrough"),
+        ("devices", "<audio id='1' type='file' path='/etc/cron.d/x'/>", "kind audio file"),
     ],
 )
 def test_a_saved_description_that_asks_for_more_is_refused(path: str, fragment: str, told: str) -> None:
     saved = add(described(), path, fragment)
     with pytest.raises(DescriptionUnfit, match=told):
+        domain.fit(saved, APP_ID, Machine(), place())
+
+
+def test_a_machine_that_fills_the_hosts_disk_when_it_crashes_is_refused() -> None:
+    saved = text_of(described()).replace("preserve", "coredump-restart")
+    with pytest.raises(DescriptionUnfit, match="when it crashes"):
         domain.fit(saved, APP_ID, Machine(), place())
 
 
