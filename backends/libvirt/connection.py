@@ -1,7 +1,8 @@
 """Talk to libvirtd: one connection a backend, opened when needed, and again when the daemon was restarted.
 
 libvirt's client library blocks without limit when the daemon hangs. So each call runs in a thread of its own, which is
-left behind when the time is over, together with its connection. Errors of libvirt become `LibvirtFailed`.
+left behind when the time is over, together with its connection. There are never more than `MAX_LEFT` of these: nobody
+knows how long a daemon hangs that is asked once a second. Errors of libvirt become `LibvirtFailed`.
 """
 
 import threading
@@ -16,6 +17,9 @@ _MAX_TEXT = 600
 
 SHORT_S = 10.0
 """For calls that only ask."""
+
+MAX_LEFT = 16
+"""Calls that were given up and have not ended; with so many, no other is begun."""
 
 
 class LibvirtFailed(BackendError):
@@ -66,6 +70,7 @@ class Connection:
         self.uri = uri
         self._lock = threading.Lock()
         self._open: Any = None
+        self._left: list[threading.Thread] = []
 
     def run(self, work: Callable[[Any], T], timeout_s: float = SHORT_S) -> T:
         """Do `work` with a connection that answered just now.
@@ -76,9 +81,13 @@ class Connection:
         Raises:
             BackendUnavailable: libvirt-python or libvirtd is missing.
             LibvirtFailed: libvirt raised an error in `work`.
-            LibvirtSilent: `work` took longer than `timeout_s`; it is left alone.
+            LibvirtSilent: `work` took longer than `timeout_s`; it is left alone. Or too many others did.
         """
         libvirt = library()
+        with self._lock:
+            self._left = [thread for thread in self._left if thread.is_alive()]
+            if len(self._left) >= MAX_LEFT:
+                raise LibvirtSilent(f"libvirtd has not answered {len(self._left)} earlier calls")
         outcome: list[T] = []
         problem: list[BaseException] = []
 
@@ -94,7 +103,9 @@ class Connection:
         if outcome:
             return outcome[0]
         if not problem:
-            self._forget()
+            with self._lock:
+                self._left.append(thread)
+                self._open = None
             raise LibvirtSilent(f"libvirtd did not answer within {timeout_s:g} s")
         if isinstance(problem[0], libvirt.libvirtError):
             error: Any = problem[0]

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 from backends import criu
@@ -43,7 +44,7 @@ def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init
         init: its first process.
 
     Returns:
-        For how many seconds the application was stopped.
+        For how many seconds the application was stopped; rather too many where CRIU does not tell.
 
     Raises:
         DumpFailed: it could not be done; earlier images are untouched.
@@ -61,7 +62,7 @@ def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init
         *cgroup_options(Path(f"/proc/{init}/cgroup").read_text()),
         *_mounts(process, name),
     ]
-    problem = ""
+    problem, began = "", time.monotonic()
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False, cwd="/"
@@ -72,10 +73,11 @@ def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init
     if problem:
         volume.forget_memory(workspace, beside)
         raise DumpFailed(f"CRIU cannot save the memory: {problem}")
-    paused_s = criu.paused_s(volume.seen / beside / "stats-dump") or 0.0
+    took_s = time.monotonic() - began
+    paused_s = criu.paused_s(volume.seen / beside / "stats-dump")
     (volume.seen / beside / MARK).touch()
     _swap(volume.seen)
-    return paused_s
+    return took_s if paused_s is None else paused_s
 
 
 def _swap(top: Path) -> None:

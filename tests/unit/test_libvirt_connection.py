@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from backends.base import EngineSettings
 from backends.errors import BackendUnavailable
 from backends.libvirt import facts
 from backends.libvirt.backend import LibvirtBackend
-from backends.libvirt.connection import Connection, LibvirtFailed, LibvirtSilent
+from backends.libvirt.connection import MAX_LEFT, Connection, LibvirtFailed, LibvirtSilent
 from backends.libvirt.domain import parse
 from backends.libvirt.facts import Host
 
@@ -118,6 +119,19 @@ def test_a_daemon_that_hangs_is_left_alone(opened: list[Daemon]) -> None:
         connection.run(lambda daemon: over.wait(10), timeout_s=0.01)
     over.set()
     assert connection.run(lambda daemon: daemon) is opened[1]
+
+
+def test_a_daemon_that_hangs_for_long_holds_few_threads(opened: list[Daemon]) -> None:
+    connection, over = Connection(None), threading.Event()
+    before = threading.active_count()
+    for _ in range(2 * MAX_LEFT):
+        with pytest.raises(LibvirtSilent):
+            connection.run(lambda daemon: over.wait(10), timeout_s=0.001)
+    assert threading.active_count() <= before + MAX_LEFT
+    over.set()
+    while threading.active_count() > before:
+        time.sleep(0.001)
+    assert isinstance(connection.run(lambda daemon: daemon), Daemon)
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
