@@ -298,6 +298,16 @@ def test_what_is_taken_ahead_is_stopped_when_it_is_called_off() -> None:
     assert events.StopAct(ahead.token) in outputs
 
 
+def test_the_pause_for_an_image_that_was_not_sent_any_more_counts() -> None:
+    machine = to_first_round()
+    ahead = act(progress(machine, 99, 101.0))
+    before = machine.tally.freeze_s
+    machine.handle(events.Done(ahead.token, events.Imaged(IMAGE, 5000, 0.2, True)), 101.1)
+    machine.handle(events.Cancel("cancelled"), 101.2)
+    assert machine.tally.freeze_s == pytest.approx(before + 0.2)
+    assert machine.pauses == (2, 0.2)
+
+
 def test_freeze_counts_from_the_request_to_the_start_over_there() -> None:
     machine = source_machine()
     suspended_at = run_to_grant(machine)

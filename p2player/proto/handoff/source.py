@@ -406,19 +406,25 @@ class SourceMachine(SourceGrant):
         self._as_delta = imaged.as_delta
         if not final:
             self.policy.imaged(imaged.delta_bytes, self._taken_at, imaged.as_delta)
-            self._count_freeze(imaged.pause_s)
-            self.pauses = (self.pauses[0] + 1, self.pauses[1] + imaged.pause_s)
+            self._count_pause(imaged)
         self.tally = replace(self.tally, rounds=self.tally.rounds + 1)
         self.at = At.FINAL_SENT if final else At.SENDING
         self._ask(messages.Round(self._next_step(), self.tally.rounds, imaged.image, final))
         if final and self.policy.config.max_freeze_s is not None:
             self._set(Timer.FREEZE, self.policy.config.max_freeze_s)
 
+    def _count_pause(self, imaged: events.Imaged) -> None:
+        """An image of pre-copy was taken."""
+        self._count_freeze(imaged.pause_s)
+        self.pauses = (self.pauses[0] + 1, self.pauses[1] + imaged.pause_s)
+
     def _abort(self, code: str, reason: str, *, cancelled: bool = False) -> None:
         if self.at is At.SUSPENDING and self._token is not None:
             self._doomed = _Doomed(code, reason, cancelled)
             return
         self._stop(self._ahead.token)
+        if self._ahead.imaged is not None:  # it is not sent, but the app paused for it
+            self._count_pause(self._ahead.imaged)
         self._ahead = _Ahead()
         self._end(records.Aborted(self._now, code, clip(reason), cancelled))
 
