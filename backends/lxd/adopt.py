@@ -119,6 +119,8 @@ def _export_image(daemon: Daemon, fingerprint: str, into: Path) -> None:
         else:
             parts = _parts(raw, match[1].encode())
             unpack.archive(parts["metadata"], into)
+            if (into / "rootfs").is_symlink():  # the file system would be unpacked where that leads
+                raise BackendError(f"LXD's image {fingerprint[:12]} has a link in the place of its file system")
             (into / "rootfs").mkdir(exist_ok=True)
             file = parts.get("rootfs") or parts["rootfs.img"]
             unpack.archive(file, into / "rootfs")
@@ -128,7 +130,7 @@ def _export_image(daemon: Daemon, fingerprint: str, into: Path) -> None:
         raise BackendError(f"LXD's image {fingerprint[:12]} is of a kind that cannot be taken apart") from error
     finally:
         raw.unlink(missing_ok=True)
-    if not (into / "rootfs").is_dir():
+    if (into / "rootfs").is_symlink() or not (into / "rootfs").is_dir():
         raise BackendError(f"LXD's image {fingerprint[:12]} has no file system of a container")
 
 
@@ -205,9 +207,11 @@ def _move_owners(root: Path, maps: list[Mapping[str, Any]]) -> None:
 
 
 def _keep_content(whole: Path, app: Path) -> None:
-    """LXD's description and templates."""
+    """LXD's description and templates; a link in their place would bring files of the host into the layer."""
     for name in _CONTENT:
         path = whole / name
+        if path.is_symlink():
+            continue
         if path.is_dir():
             shutil.copytree(path, app / name, symlinks=True)
         elif path.is_file():
