@@ -19,8 +19,8 @@ from backends.procfs import ProcessId
 
 T = TypeVar("T")
 
-LOAD_S = 120.0
-SAVE_S = 600.0
+CREATE_S = 120.0
+LOAD_S = SAVE_S = 600.0  # gigabytes of memory, from and to a slow disk
 
 _POLL_S = 0.02
 _PRESS_AGAIN_S = 2.0
@@ -80,7 +80,7 @@ class VirtualMachine:
     def create(self, description: str) -> None:
         """Make it, without executing it."""
         flags = library().VIR_DOMAIN_START_PAUSED
-        self._connection.run(lambda hypervisor: _none(hypervisor.createXML(description, flags)), LOAD_S)
+        self._connection.run(lambda hypervisor: _none(hypervisor.createXML(description, flags)), CREATE_S)
 
     def restore(self, path: Path, description: str) -> None:
         """Make it with saved memory, without executing it."""

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from backends import criu
@@ -55,11 +56,12 @@ def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init
     volume.forget_memory(workspace, beside)
     (volume.seen / beside).mkdir(mode=0o700)
     log = workspace.run_dir / "predump.log"
+    groups = cgroup_options(Path(f"/proc/{init}/cgroup").read_text())
     command = [
         *("nsenter", "--target", str(process.pid), "--mount", "--net", "--wd=/"),
         *(str(process.criu), "dump", "-D", str(volume.path / beside), "-o", str(log), "-t", str(init)),
         *_OPTIONS,
-        *cgroup_options(Path(f"/proc/{init}/cgroup").read_text()),
+        *groups,
         *_mounts(process, name),
     ]
     problem, began = "", time.monotonic()
@@ -71,6 +73,7 @@ def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem:
+        thaw(process, groups)
         volume.forget_memory(workspace, beside)
         raise DumpFailed(f"CRIU cannot save the memory: {problem}")
     took_s = time.monotonic() - began
@@ -103,6 +106,20 @@ def cgroup_options(text: str) -> list[str]:
         if unified or "freezer" in controllers.split(","):
             freezer = f"/sys/fs/cgroup{'' if unified else '/freezer'}{match[1]}"
     return words if freezer is None else [*words, "--freeze-cgroup", freezer]
+
+
+def thaw(process: Process, options: Sequence[str]) -> None:
+    """Let a container go on that was frozen by a CRIU which was killed.
+
+    Args:
+        options: see `cgroup_options`.
+    """
+    if "--freeze-cgroup" not in options:
+        return
+    group = process.outside(Path(options[options.index("--freeze-cgroup") + 1]))
+    for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        with contextlib.suppress(OSError), open(group / name, "r+") as file:
+            file.write(word)
 
 
 def _mounts(process: Process, name: str) -> list[str]:

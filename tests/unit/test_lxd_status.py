@@ -1,6 +1,7 @@
 """What is made of LXD's word and the node's own note; and the words of a daemon that answers strangely."""
 
 import json
+import os
 import socketserver
 import threading
 import time
@@ -205,6 +206,15 @@ def test_the_socket_is_that_of_the_settings_or_of_the_environment(monkeypatch: p
 
 
 # Dumps past LXD
+
+
+@pytest.mark.parametrize(("name", "word"), [("freezer.state", "THAWED"), ("cgroup.freeze", "0")])
+def test_what_a_killed_dump_left_frozen_goes_on(tmp_path: Path, name: str, word: str) -> None:
+    (tmp_path / name).touch()
+    process = Process(os.getpid(), Path("/nowhere"), None, Path("/nowhere"))
+    predump.thaw(process, ["--cgroup-root", "/x", "--freeze-cgroup", str(tmp_path)])
+    predump.thaw(process, ["--cgroup-root", "/x"])
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, word)]
 
 
 def test_what_lxc_binds_into_a_container_is_told_to_criu(tmp_path: Path) -> None:
