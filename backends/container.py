@@ -72,6 +72,7 @@ class Container:
         self._notes = run / "runc"
         self._work = run / "criu"
         self._message = run / "runc.log"
+        self._restoring = run / "restoring"
         self._network = appnet.Namespace(run / "netns", f"p2p{short}", node_netns)
         self._lock = PacketLock(run / "packetlock", node_netns)
         # Two nodes on one machine may have the same application, one after the other.
@@ -80,11 +81,14 @@ class Container:
 
     # Making and removing
 
-    def furnish(self, layout: AppLayout, options: oci.Options, run: str, *, closing: bool = False) -> None:
+    def furnish(
+        self, layout: AppLayout, options: oci.Options, run: str, *, restoring: bool, closing: bool = False
+    ) -> None:
         """Mount the root, make the network and write config.json.
 
         Args:
-            closing: have a restore close the open connections.
+            restoring: what follows is a restore.
+            closing: have it close the open connections.
 
         Raises:
             BackendError, OSError: something is missing or refused.
@@ -103,8 +107,10 @@ class Container:
             layout, options, extra={RUN_MARK: run}, cgroup=self._cgroup, netns=netns, criu_config=criu_options
         )
         (self.bundle / "config.json").write_text(json.dumps(document, indent=1))
-        for leftover in (self._message, self.pid_file, self._work / "restore.log"):
+        for leftover in (self._message, self.pid_file, self._work / "restore.log", self._restoring):
             leftover.unlink(missing_ok=True)
+        if restoring:
+            self._restoring.write_text(run)
 
     def announce(self, options: oci.Options) -> None:
         """The container runs: tell its neighbours."""
@@ -253,10 +259,12 @@ class Container:
         """Whether the last launch was a restore that let the processes go on."""
         return "Tasks resumed" in _tail(self._work / "restore.log")
 
-    def restore_failed(self) -> bool:
-        """Whether the last launch was a restore of which nothing executed: the images are as good as before."""
-        failed = "Restoring FAILED" in _tail(self._work / "restore.log")
-        return failed and not self.resumed() and self.images.exists()
+    def restore_failed(self, run: str) -> bool:
+        """Whether that run, whose supervisor saw its end, was a restore of which nothing executed.
+
+        The images are then as good as before.
+        """
+        return _tail(self._restoring) == run and not self.resumed() and self.images.exists()
 
     def lacks_address(self) -> bool:
         """Whether the last restore failed since an address of a connection is not here."""

@@ -213,7 +213,9 @@ class RuncBackend:
         if found.state is not EngineState.EXITED or found.leftovers:
             return found
         # A node may have been killed between the end of a dump that went well and its own note of that.
-        if not self._take_final_dump(workspace) and not container.restore_failed():
+        live = RunDir(str(workspace.run_dir)).live()
+        failed = live is not None and container.restore_failed(live.run)
+        if not failed and not self._take_final_dump(workspace):
             return found
         return Status(EngineState.SUSPENDED, started=found.started, exit=found.exit)
 
@@ -263,7 +265,7 @@ class RuncBackend:
         run = secrets.token_hex(16)
         log_mark = applog.mark(str(layout.log_path))
         try:
-            container.furnish(layout, options, run, closing=closing)
+            container.furnish(layout, options, run, restoring=restoring, closing=closing)
             spec = shim.Spec(
                 run=run,
                 argv=container.launcher(options, restoring=restoring),

@@ -94,20 +94,24 @@ def test_the_dump_of_a_round_is_never_a_final_one(app: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "there", "expected"),
+    ("run", "log", "there", "expected"),
     [
-        (FAILED, True, EngineState.SUSPENDED),
-        (FAILED, False, EngineState.EXITED),
-        (RESUMED, True, EngineState.EXITED),
-        ("(00.1) killed in the mid", True, EngineState.EXITED),
+        (RUN, FAILED, True, EngineState.SUSPENDED),
+        (RUN, "", True, EngineState.SUSPENDED),
+        (RUN, FAILED, False, EngineState.EXITED),
+        (RUN, RESUMED, True, EngineState.EXITED),
+        ("another", FAILED, True, EngineState.EXITED),
+        (None, FAILED, True, EngineState.EXITED),
     ],
 )
 def test_images_whose_restore_failed_count_as_before(
-    app: Workspace, log: str, there: bool, expected: EngineState
+    app: Workspace, run: str | None, log: str, there: bool, expected: EngineState
 ) -> None:
     """Else the next try would start it afresh, and delete them."""
     if there:
         images(app.state_dir / "images", "final")
+    if run is not None:
+        (app.run_dir / "restoring").write_text(run)
     (app.run_dir / "criu" / "restore.log").write_text(log)
     assert state(app) is expected
 
