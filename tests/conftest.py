@@ -26,6 +26,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         sweep()
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """See that groups are kept together: pytest-xdist names tests after them, which not every pytest lets it do."""
+    if _is_worker(session.config) and session.config.getvalue("loadgroup"):
+        for item in session.items:
+            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+                raise pytest.UsageError("this pytest-xdist keeps no groups under this pytest; run `make setup`")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before any daemon is started for it."""
