@@ -14,7 +14,11 @@ _MOST_NAMED = 8
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the mark known that tests of real engines carry."""
+    """See that groups are kept together, and make the mark known that tests of real engines carry."""
+    # pytest-xdist keeps groups together by writing to what newer ones have no more: then it does nothing, silently.
+    renames = any("_nodeid" in getattr(kind, "__slots__", ()) for kind in pytest.Item.__mro__)
+    if config.getoption("dist", "no") == "loadgroup" and not renames:
+        raise pytest.UsageError("pytest-xdist keeps no groups of tests under this pytest: run `make setup`")
     config.addinivalue_line(
         "markers", f"{ENGINE}: runs applications on a real engine; skipped, with the reason, without"
     )
@@ -24,14 +28,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Sweep up after runs that were killed with all that would have."""
     if not _is_worker(session.config):
         sweep()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """See that groups are kept together: pytest-xdist names tests after them, which not every pytest lets it do."""
-    if _is_worker(session.config) and session.config.getvalue("loadgroup"):
-        for item in session.items:
-            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
-                raise pytest.UsageError("this pytest-xdist keeps no groups under this pytest; run `make setup`")
 
 
 @pytest.hookimpl(tryfirst=True)
