@@ -62,13 +62,26 @@ class Caretaker:
 
     async def watch(self) -> None:
         """Look after running applications until cancelled."""
+        looking: set[str] = set()
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(self._watch_interval_s)
-                alive = [app for app in self._apps() if app.alive]
-                for app in await self._around.in_thread(_not_running, alive):
-                    if not app.lock.locked():  # else somebody acts on it: perhaps this, after the last look
-                        nursery.start_soon(self._look_after, app)
+                alive: dict[str, list[HostedApp]] = {}
+                for app in self._apps():
+                    if app.alive:
+                        alive.setdefault(app.backend.name, []).append(app)
+                for engine in alive.keys() - looking:  # the others hang, or are slow
+                    nursery.start_soon(self._look, engine, alive[engine], looking, nursery)
+
+    async def _look(self, engine: str, apps: list[HostedApp], looking: set[str], nursery: trio.Nursery) -> None:
+        """One look at the applications of one engine, which is in `looking` meanwhile."""
+        looking.add(engine)
+        try:
+            for app in await self._around.in_thread(engine, _not_running, apps):
+                if not app.lock.locked():  # else somebody acts on it: perhaps this, after the last look
+                    nursery.start_soon(self._look_after, app)
+        finally:
+            looking.discard(engine)
 
     async def _adopt(self, app: HostedApp) -> None:
         with _contained(app):

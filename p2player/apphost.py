@@ -33,6 +33,7 @@ from p2player.errors import Failed, NotFound, P2PlayerError, Refused
 from p2player.proto.handoff.messages import MEMORY_FACT
 
 THREADS = 16
+"""Of each engine."""
 
 T = TypeVar("T")
 Checkout = Callable[[LayerId], Awaitable[Path]]
@@ -89,16 +90,20 @@ class Surroundings:
         self.shelf = shelf
         self.checkout = checkout
         self.on_change = on_change
-        self._limiter = trio.CapacityLimiter(THREADS)
+        self._limiters: dict[str, trio.CapacityLimiter] = {}
 
-    async def in_thread(self, function: Callable[..., T], *args: object) -> T:
+    async def in_thread(self, engine: str, function: Callable[..., T], *args: object) -> T:
         """Run a blocking step. Cancelling does not abandon it: its result is returned, then the caller is cancelled.
+
+        Args:
+            engine: the backend's name; one whose daemon hangs holds up its own applications only.
 
         Raises:
             P2PlayerError: in place of the engine's errors.
         """
+        limiter = self._limiters.setdefault(engine, trio.CapacityLimiter(THREADS))
         try:
-            return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+            return await trio.to_thread.run_sync(function, *args, limiter=limiter)
         except BackendError as error:
             raise told(error) from error
 
@@ -145,13 +150,13 @@ class HostedApp:
 
     async def status(self) -> Status:
         """What the engine says of it."""
-        return await self._around.in_thread(self.backend.status, self.workspace)
+        return await self._around.in_thread(self.backend.name, self.backend.status, self.workspace)
 
     async def write(self, record: AppRecord) -> None:
         """Make `record` the durable one."""
         if self.alive and record.state not in (AppState.RUNNING, AppState.MIGRATING):
             raise Refused(f"{record.name} cannot become {record.state.value}: it is executing")
-        await self._around.in_thread(self._around.shelf.write, record)
+        await self._around.in_thread(self.backend.name, self._around.shelf.write, record)
         self.record = record
 
     async def create(self, layout: AppLayout) -> None:
@@ -165,7 +170,7 @@ class HostedApp:
                 self._around.shelf.delete(self.record.id)
                 raise
 
-        await self._around.in_thread(work)
+        await self._around.in_thread(self.backend.name, work)
 
     async def stage(self) -> None:
         """First step of an incoming application: its record, and an empty instance folder."""
@@ -178,7 +183,7 @@ class HostedApp:
             for folder in (self.workspace.state_dir, self.workspace.run_dir):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
-        await self._around.in_thread(work)
+        await self._around.in_thread(self.backend.name, work)
 
     async def run(
         self, layout: AppLayout, begin: Callable[[AppLayout], Started], target: AppRecord, *, record_first: bool = True
@@ -212,7 +217,7 @@ class HostedApp:
                 shelf.write(target)
             return target, started
 
-        self.record, outcome = await self._around.in_thread(work)
+        self.record, outcome = await self._around.in_thread(self.backend.name, work)
         self.alive = isinstance(outcome, Started)
         if isinstance(outcome, Started):
             return outcome
@@ -252,7 +257,7 @@ class HostedApp:
                 facts[MEMORY_FACT] = str(anonymous_bytes(family))
             return facts
 
-        return await self._around.in_thread(work)
+        return await self._around.in_thread(self.backend.name, work)
 
     async def save(self, layout: AppLayout) -> Checkpoint:
         """Have the engine bring the instance folder up to date while it runs.
@@ -263,7 +268,9 @@ class HostedApp:
             Failed: its `save` hook failed.
         """
         try:
-            return await self._around.in_thread(lambda: self.backend.checkpoint(layout, leave_running=True))
+            return await self._around.in_thread(
+                self.backend.name, lambda: self.backend.checkpoint(layout, leave_running=True)
+            )
         except (Failed, OSError) as error:
             if self.backend.capabilities.live:
                 raise AppNotSaved(faults.describe(error).message) from error
@@ -291,7 +298,7 @@ class HostedApp:
             self._around.shelf.write(record)
             return record, outcome
 
-        self.record, outcome = await self._around.in_thread(work)
+        self.record, outcome = await self._around.in_thread(self.backend.name, work)
         if isinstance(outcome, Checkpoint):
             self.alive = False
             self.tell("suspended")
@@ -328,7 +335,7 @@ class HostedApp:
                 return failed, error
             return target, None
 
-        self.record, error = await self._around.in_thread(work)
+        self.record, error = await self._around.in_thread(self.backend.name, work)
         self.alive = False
         if error is not None:
             self.tell("failed", self.record.reason)
@@ -347,14 +354,14 @@ class HostedApp:
             self.backend.destroy(self.workspace)
             self._around.shelf.delete(self.record.id)
 
-        await self._around.in_thread(work)
+        await self._around.in_thread(self.backend.name, work)
         self.alive = False
         self.gone = True
 
     async def after_restore(self, layout: AppLayout) -> str | None:
         """Run that hook. Returns a warning when it failed."""
         try:
-            await self._around.in_thread(run_hook, "after_restore", layout)
+            await self._around.in_thread(self.backend.name, run_hook, "after_restore", layout)
         except P2PlayerError as error:
             self.tell("warning", error.message)
             return error.message

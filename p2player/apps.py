@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from backends import config as app_config
-from backends.base import AppConfig, Backend, Checkpoint, Probe, Started, Workspace
+from backends.base import AppConfig, Backend, Checkpoint, EngineState, Probe, Started, Workspace
 from backends.errors import ConfigError
 from chunkstore.digest import LayerId
 from p2player.appcare import RESTART_PAUSE_S, WATCH_INTERVAL_S, Caretaker
@@ -132,7 +132,7 @@ class Apps:
     async def logs(self, app_id: str, max_bytes: int) -> bytes:
         """The end of the application's log."""
         app = self._get(app_id)
-        return await self._around.in_thread(app.backend.logs, app.workspace, max_bytes)
+        return await self._around.in_thread(app.backend.name, app.backend.logs, app.workspace, max_bytes)
 
     async def engine_running(self, app_id: str) -> bool:
         """Whether the engine has an executing copy, whatever the record says. False for an unknown application."""
@@ -179,7 +179,10 @@ class Apps:
         app = self._get(app_id)
         async with app.lock:
             app.check("start")
-            await app.run(await app.layout(), app.backend.start, moved(app.record, AppState.RUNNING))
+            # Memory that was saved and never ran again, as after a restore that failed, is not thrown away.
+            saved = (await app.status()).state is EngineState.SUSPENDED
+            begin = app.backend.resume if saved else app.backend.start
+            await app.run(await app.layout(), begin, moved(app.record, AppState.RUNNING))
             app.tell("started")
             return app.record
 
@@ -236,7 +239,7 @@ class Apps:
         async with app.lock:
             if not app.alive:
                 return []
-            return list(await self._around.in_thread(app.backend.obstacles, await app.layout()))
+            return list(await self._around.in_thread(app.backend.name, app.backend.obstacles, await app.layout()))
 
     async def facts(self, app_id: str) -> Mapping[str, str]:
         """What a machine that is to restore a running application's memory must match; empty if it does not run."""

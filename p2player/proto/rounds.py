@@ -188,7 +188,7 @@ class RoundPolicy:
 
     def expects_round(self, moved_at: float) -> bool:
         """Whether another round will follow when the newest image has moved, which is expected at `moved_at`."""
-        if self.rounds + 2 > self.config.max_rounds:
+        if self.rounds + 2 > self.config.max_rounds or self._fits_whole():
             return False
         expected = self.expected_delta(moved_at)
         return expected is None or self.delta_link.predict(expected) > self.config.budget_s

@@ -150,9 +150,9 @@ class Site:
     missing: set[LayerId] = field(default_factory=set)
 
     def node(self, **options: float) -> Apps:
-        return Apps(self.root / "apps", {"fake": self.engine}, self._checkout, self.events.append, **options)
+        return Apps(self.root / "apps", {"fake": self.engine}, self.checkout, self.events.append, **options)
 
-    async def _checkout(self, layer: LayerId) -> Path:
+    async def checkout(self, layer: LayerId) -> Path:
         await trio.lowlevel.checkpoint()
         if layer in self.missing:
             raise Unreachable("nobody has that layer")
@@ -301,6 +301,19 @@ async def test_a_failed_start_is_written_down_and_may_be_repeated(site: Site) ->
     assert site.node().record(app_id).reason == "ended at once; last output: no db"
     assert (site.events[-1].type, site.events[-1].exit_code) == ("app.failed", 4)
     assert (await apps.start(app_id)).reason == ""
+
+
+async def test_memory_that_never_ran_again_is_not_thrown_away_by_a_start(site: Site) -> None:
+    apps = site.node()
+    app_id = await create(apps)
+    site.engine.fail_next["start"] = StartFailed("no room", executed=True)
+    with pytest.raises(AppStartFailed):
+        await apps.start(app_id)
+    site.engine.states[app_id] = Status(EngineState.SUSPENDED)
+    site.engine.calls.clear()
+    await apps.start(app_id)
+    assert "resume" in site.engine.calls
+    assert "start" not in site.engine.calls
 
 
 async def test_without_its_layers_it_stays_stopped(site: Site) -> None:
@@ -873,6 +886,32 @@ async def test_the_watch_notices_an_end(site: Site) -> None:
         nursery.cancel_scope.cancel()
     assert (site.events[-1].exit_code, site.events[-1].message) == (7, "ended by itself: exit code 7")
     assert site.on_disk(app_id)["state"] == "failed"
+
+
+async def test_an_engine_that_hangs_does_not_keep_the_watch_from_the_others(site: Site) -> None:
+    hung = FakeEngine("hung")
+    apps = Apps(
+        site.root / "apps",
+        {"fake": site.engine, "hung": hung},
+        site.checkout,
+        site.events.append,
+        watch_interval_s=0.01,
+    )
+    app_id = await create(apps)
+    other = (await apps.create("other", "hung", BASE, APP, CONFIG)).id
+    await apps.start(app_id)
+    await apps.start(other)
+    hung.hold_status = threading.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(apps.watch)
+            await trio.sleep(0.05)
+            site.engine.becomes(app_id, EngineState.EXITED, Exit(3, None))
+            await until(lambda: "failed" in site.told)
+            hung.hold_status.set()
+            nursery.cancel_scope.cancel()
+    finally:
+        hung.hold_status.set()
 
 
 async def test_the_watch_starts_a_lost_one_again_but_not_for_ever(site: Site) -> None:

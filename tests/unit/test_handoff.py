@@ -287,6 +287,7 @@ def test_nothing_is_taken_ahead_of_a_suspension_and_a_failure_ahead_is_none() ->
     machine = to_first_round()
     ahead = act(progress(machine, 99, 101.0))
     machine.handle(events.Broke(ahead.token, "failed", "no room", False), 101.1)
+    assert not any(isinstance(output, Act) for output in progress(machine, 99, 101.15)), "not again in this round"
     outputs = machine.handle(events.Received(messages.Rounded(3, FIRST_ROUND)), 101.2)
     assert act(outputs).action == events.TakeImage(2, final=False), "and is tried again"
 

@@ -58,11 +58,15 @@ class _Doomed:
 
 @dataclass(slots=True)
 class _Ahead:
-    """The next image, taken while the one before is on its way: being taken, or there, or neither."""
+    """The next image, taken while the one before is on its way: being taken, or there, or neither.
+
+    `failed_in`: the step in which it could not be taken; it is not tried again in that one.
+    """
 
     taken_at: float = 0.0
     token: int | None = None
     imaged: events.Imaged | None = None
+    failed_in: int = 0
 
 
 class SourceMachine(SourceGrant):
@@ -211,7 +215,7 @@ class SourceMachine(SourceGrant):
                 self._token = None
                 self._on_broke(event)
             case events.Broke(token) if token == self._ahead.token:
-                self._ahead = _Ahead()  # the next one will fail likewise, or not
+                self._ahead = _Ahead(failed_in=self._step)  # the next one will fail likewise, or not
             case events.Advanced(done, total):
                 self.progress = (done, total)
             case events.Fired(timer):
@@ -372,7 +376,10 @@ class SourceMachine(SourceGrant):
     def _look_ahead(self) -> None:
         """Take the next image now, if the end of this one's transfer is near and another round will surely follow."""
         done, total = self.progress
-        if self.at is not At.SENDING or not 0 < done < total or self._ahead.token is not None or self._ahead.imaged:
+        ahead = self._ahead
+        if ahead.token is not None or ahead.imaged is not None or ahead.failed_in == self._step:
+            return
+        if self.at is not At.SENDING or not 0 < done < total:
             return
         passed_s = self._now - self._asked_at
         left_s = passed_s * (total - done) / done
