@@ -121,7 +121,8 @@ def _sweep(path: Path, runs: Runs) -> Path | None:
         panel.grid(which="major", color="#dddddd")
     panels[0].set_ylabel("total migration time, s")
     handles, labels = panels[0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=5 if len(platforms) > 1 else 3, frameon=False, fontsize=8)
+    columns = 5 if len(platforms) > 1 else 3
+    drawing.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     drawing.suptitle("High RAM App: time against memory and rate")
     drawing.savefig(path, dpi=110)
     return path

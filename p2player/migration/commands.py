@@ -187,12 +187,12 @@ class Commands:
         experience = self._experience(record, destination)
         try:
             images = await parts.in_thread(_make_images, folder, parts.apps.state_path(record.id))
+            machine = SourceMachine(offer, images.vault.key, self._config, experience.policy(max_freeze_s))
             await parts.apps.set_state(record.id, AppState.MIGRATING)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await parts.in_thread(wipe, folder)
             raise
-        machine = SourceMachine(offer, images.vault.key, self._config, experience.policy(max_freeze_s))
 
         def make_work(_: Path) -> SourceWork:
             row = partial(register.final_row, migration)
