@@ -37,9 +37,7 @@ def measure(host: Host, action: Callable[[], Mapping[str, float]]) -> Measured:
     return Measured(seconds, host.counters() - before, parts)
 
 
-def command(
-    arguments: Sequence[str], *, environment: Mapping[str, str] | None = None, limit_s: float = LIMIT_S
-) -> str:
+def command(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None, limit_s: float = LIMIT_S) -> str:
     """Run a program to its end and return its standard output.
 
     Raises:
