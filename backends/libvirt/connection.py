@@ -94,7 +94,7 @@ class Connection:
         def attempt() -> None:
             try:
                 outcome.append(work(self._connected(libvirt)))
-            except BaseException as error:  # whatever it is, it belongs to the thread that waits
+            except BaseException as error:  # noqa: ASYNC103 - it belongs to the thread that waits
                 problem.append(error)
 
         thread = threading.Thread(target=attempt, name="libvirt", daemon=True)

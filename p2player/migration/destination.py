@@ -72,12 +72,7 @@ class DestinationWork:
             case events.FindCopy(_, epoch):
                 return await self._find_copy(epoch)
             case events.Restore(epoch, running, owned):
-                try:
-                    return await self._restore(epoch, running)
-                except P2PlayerError as error:
-                    if owned:
-                        await self._keep(epoch, error.message)
-                    raise
+                return await self._restore_or_keep(epoch, running, owned)
             case events.RunHook():
                 return await self._announce()
             case events.Discard(epoch):
@@ -179,6 +174,16 @@ class DestinationWork:
             await apps.restore(self._app_id, epoch)  # take it over: it was started, and its record not written
             return events.Found(owned=True, running=True)
         return events.Found(owned=record.state is not AppState.STAGED and record.epoch >= epoch, running=running)
+
+    async def _restore_or_keep(self, epoch: int, running: bool, owned: bool) -> events.Resumed:
+        """As `_restore`; an app that belongs here already stays in the books when it cannot be restored."""
+        try:
+            return await self._restore(epoch, running)
+        except P2PlayerError as error:
+            failure = error
+        if owned:
+            await self._keep(epoch, failure.message)
+        raise failure
 
     async def _restore(self, epoch: int, running: bool) -> events.Resumed:
         if not running:
