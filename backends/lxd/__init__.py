@@ -9,6 +9,7 @@ volume     its file system: an overlay of the layers, mounted where the daemon l
 bridge     its connection to a bridge, made when its memory is back
 inside     files in the container that p2player writes and reads: the init script, the log, the exit code
 predump    memory images of a running container, for pre-copy
+groups     control groups that LXC forgot
 failing    restores that have failed, brought to their end
 notes      what was asked of the container, for after a restart of the node
 verdict    what has become of a container that does not run

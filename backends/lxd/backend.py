@@ -57,7 +57,20 @@ from backends.errors import (
 )
 from backends.folders import remove_tree
 from backends.hooks import run_hook
-from backends.lxd import adopt, bridge, failing, fitness, inside, instance, notes, predump, settings, verdict, volume
+from backends.lxd import (
+    adopt,
+    bridge,
+    failing,
+    fitness,
+    groups,
+    inside,
+    instance,
+    notes,
+    predump,
+    settings,
+    verdict,
+    volume,
+)
 from backends.lxd.daemon import Daemon, LxdError, Process, StillAtWork
 from backends.lxd.instance import Instance, Row
 from backends.lxd.notes import Note, Phase
@@ -231,6 +244,7 @@ class LxdBackend:
             place = self._volume(workspace)
             place.unmount()
             self._instance(workspace).remove()
+            groups.remove_empty(instance.name_of(workspace.app_id))
         for folder in (workspace.run_dir, workspace.state_dir):
             remove_tree(folder)
         applog.remove(str(workspace.log_path))
