@@ -1,5 +1,6 @@
 """The script that runs a command in a container, run on the host; and reading what a container may have put there."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,15 +29,19 @@ class Box:
         text = text.replace(f"/{inside.FOLDER}", str(self.folder)).replace("kill -TERM -1", "true")
         text = text.replace("chmod 1777", ": chmod").replace("/proc/[0-9]*", "one")
         (self.folder / "init").write_text(text)
-        self._process = subprocess.Popen(["/bin/sh", self.folder / "init"], stdin=subprocess.DEVNULL)
+        self.close()
+        command = ["/bin/sh", self.folder / "init"]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         return self._process
 
     def run(self, command: Sequence[str], env: dict[str, str] | None = None) -> int:
         return self.start(command, env).wait(10)
 
     def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+        """End it with all that it left: in a container the kernel does that when the first process has ended."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
 
