@@ -30,7 +30,7 @@ class Box:
         text = text.replace("chmod 1777", ": chmod").replace("/proc/[0-9]*", "one")
         (self.folder / "init").write_text(text)
         self.close()
-        command = ["/bin/sh", self.folder / "init"]
+        command = ["/bin/sh", str(self.folder / "init")]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         return self._process
 
