@@ -1,6 +1,6 @@
 """The engines of two nodes on one machine: each in its host's network, with folders and daemons of its own.
 
-The only place that knows where the engine labs live. The embedded backend needs no lab: for trying the bench out, its
+The embedded backend needs no lab: for trying the bench out, its
 calls are made in the host's network namespace.
 """
 
@@ -14,6 +14,9 @@ from typing import Any, Final, Protocol, cast
 
 from backends.base import Backend, EngineSettings
 from backends.process import ProcessBackend
+from bench.enginelab.libvirt import LibvirtNode
+from bench.enginelab.lxd import LxdNode
+from bench.enginelab.runc import RuncNode
 from bench.netlab import Host
 from bench.paper.plan import LIBVIRT, LXD, PROCESS, RUNC
 
@@ -49,16 +52,10 @@ def open_engine(platform: str, root: Path, name: str, host: Host) -> AbstractCon
     """
     opened: Any
     if platform == LXD:
-        from tests.support.enginelab.lxd import LxdNode
-
         opened = LxdNode(root, name, netns=host.path)
     elif platform == LIBVIRT:
-        from tests.support.enginelab.libvirt import LibvirtNode
-
         opened = LibvirtNode(root, name, netns=host.path)
     elif platform == RUNC:
-        from tests.support.enginelab.runc import RuncNode
-
         opened = RuncNode(root, name, netns=host.path)
     else:
         assert platform == PROCESS

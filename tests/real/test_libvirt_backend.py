@@ -24,10 +24,10 @@ from backends.libvirt.connection import Connection
 from backends.libvirt.machine import Seen, VirtualMachine
 from backends.libvirt.notes import Note, Phase
 from bench.data.pair import Unavailable
+from bench.enginelab.libvirt import LibvirtNode
 from bench.netlab import leftovers as netlab
+from tests.support import guest
 from tests.support.apps import eventually
-from tests.support.enginelab import guest
-from tests.support.enginelab.libvirt import LibvirtNode
 
 pytestmark = [
     pytest.mark.real,

@@ -26,11 +26,11 @@ from backends.base import AppLayout, EngineSettings, EngineState
 from backends.errors import BackendError, StartFailed, SuspendFailed
 from backends.lxd import instance, predump
 from backends.lxd.backend import LxdBackend
+from bench.enginelab.lxd import LxdNode, LxdNodeFailed
 from bench.netlab import leftovers as netlab
 from tests.support.apps import eventually, toml
 from tests.support.contract import leftovers, programs
-from tests.support.enginelab.lxd import LxdNode, LxdNodeFailed
-from tests.support.enginelab.rootfs import busybox_rootfs
+from tests.support.rootfs import busybox_rootfs
 
 pytestmark = [
     pytest.mark.real,
@@ -507,7 +507,7 @@ def test_the_owners_of_an_unprivileged_instance_are_moved_back(sites: Sites, ima
 def test_nothing_of_a_node_stays_when_its_maker_is_killed(sites: Sites, engine_home: Path) -> None:
     folder = made(engine_home / "killed")
     program = (
-        "import sys, time; from pathlib import Path; from tests.support.enginelab.lxd import LxdNode\n"
+        "import sys, time; from pathlib import Path; from bench.enginelab.lxd import LxdNode\n"
         "with LxdNode(Path(sys.argv[1]), 'killed') as node:\n"
         "    print(node.pid, flush=True)\n"
         "    time.sleep(60)\n"

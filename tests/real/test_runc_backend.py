@@ -23,12 +23,12 @@ from backends import config, criu, overlay, procfs
 from backends.base import AppLayout, EngineSettings, EngineState
 from backends.errors import ConfigError, StartFailed, SuspendFailed
 from backends.runc import RuncBackend
+from bench.enginelab.runc import RuncNode
 from bench.netlab import leftovers as netlab
 from tests.support import apps
 from tests.support.apps import eventually, executing, toml
 from tests.support.contract import leftovers
-from tests.support.enginelab.rootfs import PYTHON, python_rootfs
-from tests.support.enginelab.runc import RuncNode
+from tests.support.rootfs import PYTHON, python_rootfs
 
 APP_ID = secrets.token_hex(16)
 """Another one each time: what runs of the test side by side leave must not be taken for this one's."""

@@ -10,7 +10,7 @@ from backends.base import AppLayout, EngineSettings
 from tests.support.contract.labs import Lab, make_lab
 from tests.support.contract.rigs import Facets, Rig, Unavailable
 from tests.support.contract.tampered_node import of_another_cpu
-from tests.support.enginelab.rootfs import busybox_rootfs
+from tests.support.rootfs import busybox_rootfs
 
 _APPLETS = (
     "cat",

@@ -9,7 +9,7 @@ from backends.base import EngineSettings
 
 
 class Lab(Protocol):
-    """What `tests.support.enginelab` has of each engine: one node's, while the block runs."""
+    """What `bench.enginelab` has of each engine: one node's, while the block runs."""
 
     @property
     def settings(self) -> EngineSettings: ...
@@ -37,13 +37,13 @@ def make_lab(engine: str, root: Path, name: str, netns: str | None = None) -> La
     """
     # Each is imported only for its own engine: what it needs may not be there.
     if engine == "runc":
-        from tests.support.enginelab.runc import RuncNode
+        from bench.enginelab.runc import RuncNode
 
         return RuncNode(root, name, netns=netns)
     if engine == "lxd":
-        from tests.support.enginelab.lxd import LxdNode
+        from bench.enginelab.lxd import LxdNode
 
         return LxdNode(root, name, netns=netns)
-    from tests.support.enginelab.libvirt import LibvirtNode
+    from bench.enginelab.libvirt import LibvirtNode
 
     return LibvirtNode(root, name, netns=netns)

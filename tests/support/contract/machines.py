@@ -1,6 +1,6 @@
 """The rig of libvirt: a virtual machine that boots in seconds and runs one of the programs as its only application.
 
-The base layer is that of `enginelab.guest`. An app layer brings an initramfs of its own, which the kernel takes instead
+The base layer is that of `tests.support.guest`. An app layer brings an initramfs of its own, which the kernel takes instead
 of the base's: that of the base, followed by an archive of a few files that replace what is there.
 """
 
@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 from backends.base import AppLayout
+from tests.support import guest
 from tests.support.contract.containers import LabRig
 from tests.support.contract.rigs import Facets, Unavailable
 from tests.support.contract.services import guest_cache
-from tests.support.enginelab import guest
 
 MEMORY_MB = guest.LEAST_MEMORY_MB
 

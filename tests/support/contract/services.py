@@ -8,9 +8,9 @@ import os
 import re
 from pathlib import Path
 
+from tests.support import guest
 from tests.support.contract.programs import COUNTER
-from tests.support.enginelab import guest
-from tests.support.enginelab.rootfs import busybox_rootfs
+from tests.support.rootfs import busybox_rootfs
 
 PORT = guest.PORT
 ADDRESS = "10.88.0.5"
