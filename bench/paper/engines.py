@@ -1,7 +1,6 @@
 """The engines of two nodes on one machine: each in its host's network, with folders and daemons of its own.
 
-The embedded backend needs no lab: for trying the bench out, its
-calls are made in the host's network namespace.
+The embedded backend needs no lab: for trying the bench out, its calls are made in the host's network namespace.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """The rig of libvirt: a virtual machine that boots in seconds and runs one of the programs as its only application.
 
-The base layer is that of `tests.support.guest`. An app layer brings an initramfs of its own, which the kernel takes instead
-of the base's: that of the base, followed by an archive of a few files that replace what is there.
+The base layer is that of `tests.support.guest`. An app layer brings an initramfs of its own, which the kernel takes
+instead of the base's: that of the base, followed by an archive of a few files that replace what is there.
 """
 
 import gzip
