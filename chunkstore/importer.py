@@ -15,7 +15,8 @@ again if there is a stat cache. A tree that never rests is an error that names t
 A *live* import takes a tree that is not expected to rest, for an image that a later one corrects: a file that changes
 while it is read is taken as it was read, what vanishes or turns into something else is left out, and names that come
 are not looked for. Nothing is then said to be unchanged that a program may still change unseen, through a mapping: a
-file is written back before it is read, so that its times tell (`writeback`).
+file is written back before it is read, so that its times tell (`writeback`). An image of memory, which the next round
+replaces, is spared that; as a program's own file may look like one and be mapped, it is not remembered either.
 
 How an image of memory or of a disk is cut may depend on other files of its folder; `imagefiles` sees to that.
 
@@ -38,7 +39,7 @@ from chunkstore.entries import Entry, Kind, Xattrs
 from chunkstore.filememory import Memory
 from chunkstore.holes import ShortRead, Window, file_windows
 from chunkstore.imagefiles import TreeImages, is_pages_path
-from chunkstore.images import qcow2, qemu
+from chunkstore.images import qemu
 from chunkstore.ingest import Imported, Ingest
 from chunkstore.progress import Meter, Progress
 from chunkstore.sniff import SourceKind, sniff
@@ -52,8 +53,8 @@ _READS = 3
 _WINDOW_FILES = 512
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
-_IMAGES = (qemu.LIBVIRT_MAGIC, qemu.STREAM_MAGIC, qcow2.MAGIC)
-_HEAD_BYTES = max(map(len, _IMAGES))
+_MEMORY = (qemu.LIBVIRT_MAGIC, qemu.STREAM_MAGIC)
+_HEAD_BYTES = max(map(len, _MEMORY))
 
 _KINDS = {
     stat.S_IFREG: Kind.REGULAR,
@@ -220,7 +221,7 @@ class _Pass:
                 before = os.fstat(fd)
                 if not stat.S_ISREG(before.st_mode):
                     raise Moved(path)
-                self._prepare(path, fd)
+                times_tell = self._prepare(path, fd)
                 read_at_ns = self._memory.clock_ns()
                 windows = self._meter.count(self._windows(path, fd, before))
                 try:
@@ -230,7 +231,7 @@ class _Pass:
                     with self._source.blame(path):
                         file = Remembered(table, read_xattrs(fd), token or b"")
                     rested = looks(os.fstat(fd)) == looks(before)
-                    if rested and token is not None:
+                    if times_tell and rested and token is not None:
                         self._memory.keep(before, file, read_at_ns)
                     if rested or self._restless:
                         return before, file
@@ -241,8 +242,9 @@ class _Pass:
             self._meter.done = done
         raise self._never_read(path)
 
-    def _prepare(self, path: bytes, fd: int) -> None:
-        """Before a file is read."""
+    def _prepare(self, path: bytes, fd: int) -> bool:
+        """Before a file is read. Returns whether all that is stored in it from now on will show in its times."""
+        return True
 
     def _never_read(self, path: bytes) -> Exception:
         """What to raise for a file that was never the same after it was read as before."""
@@ -319,11 +321,12 @@ class _LivePass(_Pass):
             self._folders.add(path)
         return entry
 
-    def _prepare(self, path: bytes, fd: int) -> None:
-        """Engines write images of memory and disks by themselves: nobody has them mapped."""
-        if not is_pages_path(path) and not os.pread(fd, _HEAD_BYTES, 0).startswith(_IMAGES):
-            with self._source.blame(path):
-                write_back(fd)
+    def _prepare(self, path: bytes, fd: int) -> bool:
+        with self._source.blame(path):
+            if is_pages_path(path) or os.pread(fd, _HEAD_BYTES, 0).startswith(_MEMORY):
+                return False
+            write_back(fd)
+        return True
 
     def _never_read(self, path: bytes) -> Exception:
         return Moved(path)

@@ -309,26 +309,53 @@ def test_a_live_import_of_a_tree_at_rest_is_the_same(source: Path) -> None:
     assert import_tree(MemoryContent(), source, live=True).layer_id == import_tree(MemoryContent(), source).layer_id
 
 
-def test_what_is_stored_through_a_mapping_is_seen_by_the_next_import(source: Path) -> None:
-    """The times of a file say nothing of stores into pages that are dirty already: a live import has them cleaned."""
-    content, cache = MemoryContent(), Cache()
-    (source / "mapped").write_bytes(bytes(8192))
-    with (source / "mapped").open("r+b") as file, mmap.mmap(file.fileno(), 8192) as mapped:
+def stored(content: MemoryContent, imported: Imported, name: str) -> bytes:
+    """What a file without holes was read as."""
+    entry = imported.manifest.find(name.encode())
+    assert entry is not None
+    return b"".join(bytes(content.chunks[extent.chunk]) for extent in entry.extents if extent.chunk is not None)
+
+
+@pytest.mark.parametrize("head", [b"", b"QFI\xfb\0\0\0\3", b"QEVM\0\0\0\3", b"LibvirtQemudSave"])
+@pytest.mark.parametrize("name", ["mapped", "pages-1.img"])
+def test_what_is_stored_through_a_mapping_is_seen_by_the_next_import(source: Path, name: str, head: bytes) -> None:
+    """The times of a file say nothing of stores into pages that are dirty already, whatever the file looks like."""
+    content, cache, path = MemoryContent(), Cache(), source / name
+    path.write_bytes(head.ljust(8192, b"\0"))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 8192) as mapped:
         mapped.flush()
-        seen = (source / "mapped").stat().st_mtime_ns
+        seen = path.stat().st_mtime_ns
         time.sleep(0.02)
-        mapped[0] = 1
-        if (source / "mapped").stat().st_mtime_ns == seen:
+        mapped[100] = 1
+        if path.stat().st_mtime_ns == seen:
             pytest.skip("this file system writes nothing back")
-        os.utime(source / "mapped", ns=(0, 10**18))  # dirty, and old by its times
+        os.utime(path, ns=(0, 10**18))  # dirty, and old by its times
         later = lambda: time.time_ns() + 10**10  # noqa: E731
         import_tree(content, source, stat_cache=cache, live=True, clock_ns=later)
-        assert cache.cached((source / "mapped").stat().st_dev, (source / "mapped").stat().st_ino) is not None
-        mapped[0] = 2
-        entry = import_tree(content, source, stat_cache=cache).manifest.find(b"mapped")
-    assert entry is not None
-    told = b"".join(bytes(content.chunks[e.chunk]) for e in entry.extents if e.chunk is not None)
-    assert told[:1] == b"\2"
+        mapped[100] = 2
+        imported = import_tree(content, source, stat_cache=cache)
+    assert stored(content, imported, name)[:101] == head.ljust(100, b"\0") + b"\2"
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "kept"),
+    [
+        ("file", b"text", True),
+        ("disk", b"QFI\xfb\0\0\0\3", True),  # large, and read again while the machine is suspended
+        ("memory", b"LibvirtQemudSave", False),
+        ("stream", b"QEVM\0\0\0\3", False),
+        ("pages-1.img", b"", False),
+    ],
+)
+def test_a_live_import_remembers_all_but_images_of_memory(source: Path, name: str, head: bytes, kept: bool) -> None:
+    cache, path = Cache(), source / name
+    path.write_bytes(head.ljust(8192, b"\0"))
+    later = lambda: time.time_ns() + 10**10  # noqa: E731
+    status = path.stat()
+    import_tree(MemoryContent(), source, stat_cache=cache, live=True, clock_ns=later)
+    assert (cache.cached(status.st_dev, status.st_ino) is not None) is kept
+    import_tree(MemoryContent(), source, stat_cache=cache, clock_ns=later)
+    assert cache.cached(status.st_dev, status.st_ino) is not None
 
 
 @pytest.mark.parametrize("seed", range(4))
