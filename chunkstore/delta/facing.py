@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-Chunks that occur once in either file are *anchors*; of those the longest sequence that ascends in both is kept
-(patience diff, Bram Cohen; the sequence by Fredman's binary search, O(n log n)). What lies between two anchors in
-the new file is a *gap* and faces what lies between the same two in the old one; the ends of the files are anchors too.
+Chunks that both files have, once and in the same order, are *anchors* (see `anchors`). What lies between two anchors
+in the new file is a *gap* and faces what lies between the same two in the old one; the ends of the files are anchors
+too.
 
     new   ====AAAA----------BBBB====
               |    gap      |
@@ -25,9 +25,9 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final, NamedTuple
 
+from chunkstore.delta.anchors import Anchor, ascending, once, supported
 from chunkstore.digest import ChunkId
 from chunkstore.entries import EXTENT
 
@@ -117,7 +117,7 @@ class Layout:
             yield from ((piece.want, window) for piece in pieces if piece.want >= 0)
             return
         ends = _Gap(0, len(pieces), 0, pieces[-1].start + pieces[-1].length, lo, hi, 0, size)
-        for gap in self._gaps(ends, self._anchors(file, lo, hi, pieces), pieces):
+        for gap in self._gaps(ends, self._anchors(file, ends, pieces)):
             if any(piece.want >= 0 for piece in pieces[gap.first : gap.last]):
                 yield from self._windows(gap, ends, pieces)
 
@@ -136,26 +136,33 @@ class Layout:
         laid = self._files[file] = (lo, len(self.places), at)
         return laid
 
-    def _anchors(self, file: int, lo: int, hi: int, pieces: Sequence[Piece]) -> list[tuple[int, int]]:
-        """Pairs of piece and laid-out chunk that are the same, ascending in both."""
+    def _anchors(self, file: int, ends: _Gap, pieces: Sequence[Piece]) -> list[Anchor]:
+        """What both files share and can be relied on."""
         if all(piece.old < 0 for piece in pieces):
             return []
-        once = self._once.get(file)
-        if once is None:
-            once = _once(self.places[lo:hi], lo)
+        lo, hi = ends.lo, ends.hi
+        held = self._once.get(file)
+        if held is None:
+            held = once(self.places[lo:hi], lo)
             if hi - lo >= _CACHED_FROM:
-                self._once[file] = once
-        pairs = [(at, once[old]) for old, at in _once([piece.old for piece in pieces], 0).items() if old in once]
-        return _ascending(pairs)
+                self._once[file] = held
+        pairs = [(at, held[old]) for old, at in once([piece.old for piece in pieces], 0).items() if old in held]
+        shared = [
+            Anchor(at, chunk, pieces[at].start, self._starts[chunk], pieces[at].length)
+            for at, chunk in ascending(pairs)
+        ]
+        return supported(shared, ends.old_length - ends.length)
 
-    def _gaps(self, ends: _Gap, anchors: list[tuple[int, int]], pieces: Sequence[Piece]) -> Iterator[_Gap]:
+    def _gaps(self, ends: _Gap, anchors: Sequence[Anchor]) -> Iterator[_Gap]:
         first, begin, lo, old_begin = ends.first, ends.begin, ends.lo, ends.old_begin
-        for piece, chunk in anchors:
-            start, old_start = pieces[piece].start, self._starts[chunk]
-            if first < piece:
-                yield _Gap(first, piece, begin, start - begin, lo, chunk, old_begin, old_start - old_begin)
-            first, begin = piece + 1, start + pieces[piece].length
-            lo, old_begin = chunk + 1, old_start + self.sums[chunk + 1] - self.sums[chunk]
+        for anchor in anchors:
+            start, old_start = anchor.start, anchor.old_start
+            if first < anchor.piece:
+                yield _Gap(
+                    first, anchor.piece, begin, start - begin, lo, anchor.chunk, old_begin, old_start - old_begin
+                )
+            first, begin = anchor.piece + 1, start + anchor.length
+            lo, old_begin = anchor.chunk + 1, old_start + anchor.length
         if first < ends.last:
             yield _Gap(
                 first, ends.last, begin, ends.length - begin, lo, ends.hi, old_begin, ends.old_length - old_begin
@@ -231,39 +238,3 @@ class Layout:
             lo = bisect_left(self.sums, begin, lo, hi)
             hi = bisect_right(self.sums, self.sums[lo] + RELATIVE_BYTES, lo, hi + 1) - 1
         return lo, hi
-
-
-def _once(values: Sequence[int], base: int) -> dict[int, int]:
-    """Where each value stands, counted from `base`, that is not negative and occurs once."""
-    found: dict[int, int] = {}
-    repeated = set()
-    for at, value in enumerate(values, base):
-        if found.setdefault(value, at) != at:
-            repeated.add(value)
-    for value in repeated:
-        del found[value]
-    found.pop(-1, None)
-    return found
-
-
-def _ascending(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of pairs that ascend in their first part, the longest sequence that ascends in both."""
-    if all(one[1] < other[1] for one, other in pairwise(pairs)):
-        return pairs
-    tops: list[int] = []  # second part of the pair at the end of the best sequence of each length
-    ends: list[int] = []  # that pair's index
-    before: list[int] = []
-    for index, (_, chunk) in enumerate(pairs):
-        at = bisect_left(tops, chunk)
-        before.append(ends[at - 1] if at else -1)
-        if at == len(tops):
-            tops.append(chunk)
-            ends.append(index)
-        else:
-            tops[at], ends[at] = chunk, index
-    found = []
-    index = ends[-1]
-    while index >= 0:
-        found.append(pairs[index])
-        index = before[index]
-    return found[::-1]
