@@ -23,6 +23,7 @@ in a note of the run folder (`notes`):
     the machine restarted, or LXD has forgotten  -> LOST
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -380,10 +381,9 @@ class LxdBackend:
         """Let packets through to a container that was started, and note that it runs."""
         table = settings.read(layout.config, layout.app_id)
         running = self._unnoted(container)
-        if running.init is not None and table.bridge is not None:
+        if running.init is not None:
             try:
-                now = container.row()
-                bridge.connect(process, table, now.outer if now else "", running.init.pid)
+                bridge.connect(process, table, _outer(container), running.init.pid)
             except BackendError as error:
                 self.stop(layout)
                 raise StartFailed(f"{layout.name} was ended again: {error}", executed=True) from error
@@ -464,7 +464,9 @@ class LxdBackend:
         note = notes.read(layout) or self._unnoted(container)
         notes.write(layout, note.to(Phase.SUSPENDING))
         at = Moment.now()
+        table = settings.read(layout.config, layout.app_id)
         try:
+            bridge.disconnect(place.process, table, _outer(container))
             container.save()
         except (BackendError, OSError) as error:
             row = container.row()
@@ -473,6 +475,9 @@ class LxdBackend:
                 reason = criu.why(log) if log.exists() else str(error)
                 place.tidy(layout)
                 place.forget_memory(layout)
+                if note.init is not None:
+                    with contextlib.suppress(BackendError):  # the first trouble is the one to tell of
+                        bridge.connect(place.process, table, row.outer, note.init.pid)
                 notes.write(layout, note)
                 raise SuspendFailed(f"{layout.name} cannot be saved: {reason}", running=True) from error
             if row is None or not row.stateful:
@@ -513,6 +518,12 @@ class LxdBackend:
         if not workspace.config.command:
             return init.pid
         return inside.main_process(volume.root_of(workspace), init.pid) or init.pid
+
+
+def _outer(container: Instance) -> str:
+    """What LXD calls the outer end of its network device; empty when it has none."""
+    row = container.row()
+    return "" if row is None else row.outer
 
 
 def _final_images(layout: AppLayout) -> bool:

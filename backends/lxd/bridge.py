@@ -4,6 +4,11 @@ LXD makes the pair of virtual interfaces, and would put its outer end on the bri
 packet of an open connection that arrives before CRIU has restored that connection would be answered with a reset. So
 LXD is asked for a pair that leads nowhere (`nictype: p2p`), and the outer end goes onto the bridge when the memory is
 back; then an unasked ARP answer tells the neighbours where the address is now.
+
+It leaves the bridge again before the memory is saved. CRIU's packet filter keeps the saved connections silent for as
+long as the network namespace lives; when that is taken down, the kernel unhooks the filter first and the interfaces
+after it, and answers with a reset whatever arrives in between. LXC keeps the namespace of a container that it started
+until LXD has taken the interface out of it, but not that of one that it restored.
 """
 
 import contextlib
@@ -52,6 +57,16 @@ def connect(process: Process, settings: LxdSettings, outer: str, init: int) -> N
     if settings.ipv4 is not None:
         with contextlib.suppress(appnet.NetworkError):  # they learn it a little later by themselves
             appnet.announce(settings.ipv4, Path(f"/proc/{init}/ns/net"))
+
+
+def disconnect(process: Process, settings: LxdSettings, outer: str) -> None:
+    """Let no packets through any more. The pair itself stays up: a route is not saved that has lost its carrier.
+
+    Raises:
+        BackendError: the kernel refused.
+    """
+    if settings.bridge is not None:
+        _ip(process, "link", "set", outer, "nomaster")
 
 
 def remove_spare(process: Process, settings: LxdSettings) -> None:

@@ -10,14 +10,16 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -168,24 +170,101 @@ def prints(site: Site, layout: AppLayout, text: str) -> bool:
     return text in site.backend.logs(layout, 1 << 20).decode()
 
 
-def connect(namespace: str, address: tuple[str, int]) -> socket.socket:
-    """A connection out of a network namespace."""
-    opened: list[socket.socket] = []
+def opened(namespace: str, make: Callable[[], socket.socket]) -> list[socket.socket]:
+    """A socket of a network namespace; none when `make` fails."""
+    result: list[socket.socket] = []
 
     def enter() -> None:
         with open(namespace, "rb") as file:
             assert ctypes.CDLL(None).setns(file.fileno(), 0x40000000) == 0
-        with contextlib.suppress(OSError):  # nobody listens yet
-            opened.append(socket.create_connection(address, timeout=10))
+        with contextlib.suppress(OSError):
+            result.append(make())
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    return result
+
+
+def connect(namespace: str, address: tuple[str, int]) -> socket.socket:
+    """A connection out of a network namespace."""
+    result: list[socket.socket] = []
 
     def attempt() -> bool:
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-        return bool(opened)
+        result.extend(opened(namespace, lambda: socket.create_connection(address, timeout=10)))
+        return bool(result)
 
-    eventually(attempt)
-    return opened[0]
+    eventually(attempt)  # until somebody listens
+    return result[0]
+
+
+class Insistence:
+    """A client that sends the last packet of its connection again and again, and counts how that is answered.
+
+    Attributes:
+        answers: packets of the connection that came back.
+        resets: those of them that end it.
+    """
+
+    _PAUSE_S = 0.0005
+    _RESET = 0x04
+
+    def __init__(self, namespace: str, connection: socket.socket) -> None:
+        self.answers = self.resets = 0
+        self._ends = connection.getsockname()[1], connection.getpeername()[1]
+        self._links = [opened(namespace, self._link)[0] for _ in range(2)]
+        self._packet = b""
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=act) for act in (self._listen, self._insist)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        for link in self._links:
+            link.close()
+
+    @staticmethod
+    def _link() -> socket.socket:
+        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
+        link.bind(("eth0", 0x0003))
+        link.settimeout(0.1)
+        return link
+
+    def _listen(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                frame = self._links[0].recv(2048)
+                if frame[12:14] != b"\x08\x00" or frame[23] != socket.IPPROTO_TCP:
+                    continue
+                source, target = struct.unpack("!HH", frame[34:38])
+                if (source, target) == self._ends and len(frame) > 34 + (frame[46] >> 4) * 4:  # it carries data
+                    self._packet = with_checksum(frame)
+                elif (target, source) == self._ends:
+                    self.answers += 1
+                    self.resets += bool(frame[47] & self._RESET)
+
+    def _insist(self) -> None:
+        while not self._over.wait(self._PAUSE_S):
+            if self._packet:
+                self._links[1].send(self._packet)
+
+
+def with_checksum(frame: bytes) -> bytes:
+    """A frame with a TCP segment in IPv4 without options, whose checksum the kernel had left to the device."""
+    segment = bytearray(frame[34 : 14 + int.from_bytes(frame[16:18])])
+    segment[16:18] = b"\0\0"
+    summed = frame[26:34] + struct.pack("!HH", socket.IPPROTO_TCP, len(segment)) + segment + b"\0" * (len(segment) % 2)
+    total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    segment[16:18] = struct.pack("!H", ~total & 0xFFFF)
+    return frame[:34] + segment
 
 
 def test_memory_goes_there_and_back_again(sites: Sites, app_id: str) -> None:
@@ -265,6 +344,23 @@ def test_an_open_connection_moves_along(sites: Sites, app_id: str) -> None:
         assert echoed(connection, b"a new one")
 
 
+def test_nobody_answers_for_a_connection_that_is_away(sites: Sites, app_id: str) -> None:
+    """Neither what is left of the saved container nor what is there of the one to be restored."""
+    layout = sites.a.layout(app_id, ECHO, tables=NETWORK)
+    sites.a.backend.start(layout)
+    with connect(sites.client, (ADDRESS, PORT)) as connection, Insistence(sites.client, connection) as client:
+        for turn in range(6):
+            answered = client.answers
+            assert echoed(connection, b"turn %d" % turn)
+            eventually(lambda before=answered: client.answers > before + 20)  # type: ignore[misc]
+            if turn == 1:
+                sites.a.backend.checkpoint(layout, leave_running=True)
+            sites.a.backend.suspend(layout)
+            sites.a.backend.resume(layout)
+            assert client.resets == 0
+        assert echoed(connection, b"after")
+
+
 def echoed(connection: socket.socket, data: bytes) -> bool:
     connection.sendall(data)
     return connection.recv(100) == data
@@ -285,6 +381,17 @@ def test_what_cannot_be_saved_is_told_and_runs_on(sites: Sites, app_id: str) -> 
     assert {entry.name for entry in (layout.state_dir / "upper").iterdir()} <= {"rootfs", "backup.yaml"}
     assert counted(sites.a, layout, above=count)[0] == token
     sites.a.backend.stop(layout)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse")
+def test_connections_of_what_cannot_be_saved_go_on(sites: Sites, app_id: str) -> None:
+    layout = sites.a.layout(app_id, f"exec 3<>/dev/fuse\n{ECHO}", tables=NETWORK)
+    sites.a.backend.start(layout)
+    with connect(sites.client, (ADDRESS, PORT)) as connection:
+        assert echoed(connection, b"before")
+        with pytest.raises(SuspendFailed, match="10:229"):
+            sites.a.backend.suspend(layout)
+        assert echoed(connection, b"after")
 
 
 def test_a_restore_that_fails_says_why_and_can_be_tried_again(sites: Sites, app_id: str) -> None:
