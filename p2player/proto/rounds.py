@@ -16,6 +16,12 @@ cost the wire a hundredth of a byte of the first image, or as much. So there are
 content that travels as it is and one of content that travels as a delta. Before the first delta was seen, it is taken
 to be no faster.
 
+Once one was seen, bytes are not needed any more. A few pages that change here and there touch every chunk within a
+second, and touch them no more in the next ten, while the delta keeps growing. So a delta that took s(n) seconds to move
+is divided by the time in which it came to be, and the final one is predicted from that:
+
+    s(n) = overhead + lag * (t(n) - t(n-1))
+
 The rule, after each round:
 
 1. the predicted final transfer fits the budget (`max_freeze_s`, or `target_s` where nothing was asked for): suspend;
@@ -129,8 +135,10 @@ class RoundPolicy:
         self._delta_goodput_bytes_s = delta_goodput_bytes_s
         self._image_bytes: int | None = None
         self._taken_at: float | None = None
+        self._interval_s = 0.0
         self._deltas: list[int] = []
         self._as_delta = False
+        self._lag: float | None = None
 
     @property
     def delta_link(self) -> Link:
@@ -157,7 +165,8 @@ class RoundPolicy:
             as_delta: whether these move as a delta.
         """
         if self._taken_at is not None and taken_at > self._taken_at:
-            seen = delta_bytes / (taken_at - self._taken_at)
+            self._interval_s = taken_at - self._taken_at
+            seen = delta_bytes / self._interval_s
             whole = self._image_bytes is not None and delta_bytes >= self._image_bytes
             self.dirty_bytes_s = max(seen, self.dirty_bytes_s or 0.0) if whole else seen  # it may be dirtied twice over
         self._taken_at = taken_at
@@ -168,12 +177,10 @@ class RoundPolicy:
         """The destination pulled the newest image: `fetched_bytes` of it came over the wire in `seconds`."""
         self.rounds += 1
         self._observe(fetched_bytes, seconds)
-        expected = self.expected_delta(now)
-        if expected is not None and self.delta_link.predict(expected) <= self.config.budget_s:
+        expected_s = self._expected_s(now)
+        if self._fits_whole() or (expected_s is not None and expected_s <= self.config.budget_s):
             return Verdict.SUSPEND
-        if self._fits_whole():
-            return Verdict.SUSPEND
-        useful = expected is None or self._teaches() or self._shrinks(expected, seconds, now)
+        useful = expected_s is None or self._teaches() or self._shrinks(expected_s, seconds, now)
         return Verdict.ROUND if useful and self.rounds < self.config.max_rounds else self.stuck()
 
     def _fits_whole(self) -> bool:
@@ -190,8 +197,8 @@ class RoundPolicy:
         """Whether another round will follow when the newest image has moved, which is expected at `moved_at`."""
         if self.rounds + 2 > self.config.max_rounds or self._fits_whole():
             return False
-        expected = self.expected_delta(moved_at)
-        return expected is None or self.delta_link.predict(expected) > self.config.budget_s
+        expected_s = self._expected_s(moved_at)
+        return expected_s is None or expected_s > self.config.budget_s
 
     def stuck(self) -> Verdict:
         """No further round helps, or none is possible."""
@@ -205,13 +212,22 @@ class RoundPolicy:
         return expected if self._image_bytes is None else min(expected, max(self._image_bytes, *self._deltas))
 
     def final_s(self, now: float) -> float:
-        """Seconds that the transfer of a final image taken now would take."""
-        return self.delta_link.predict(self.expected_delta(now) or 0.0)
+        """Seconds that the transfer of a final image taken now would take, as far as is known."""
+        expected_s = self._expected_s(now)
+        return self.delta_link.predict(0.0) if expected_s is None else expected_s
+
+    def _expected_s(self, now: float) -> float | None:
+        if self._lag is not None and self._taken_at is not None:
+            return self.link.overhead_s + self._lag * max(now - self._taken_at, 0.0)
+        expected = self.expected_delta(now)
+        return None if expected is None else self.delta_link.predict(expected)
 
     def _observe(self, fetched_bytes: int, seconds: float) -> None:
         if not self._as_delta:
             self.link = observe(self.link, fetched_bytes, seconds)
             return
+        if self._interval_s > 0:
+            self._lag = max(seconds - self.link.overhead_s, 0.0) / self._interval_s
         # A small one is mostly overhead, and says little of how large ones would fare.
         seen = observe(self.delta_link, fetched_bytes, seconds, _LARGE_BYTES)
         self.link = replace(self.link, overhead_s=seen.overhead_s)
@@ -222,19 +238,18 @@ class RoundPolicy:
         """Whether the next round is the first to show what a delta costs."""
         return self.rounds == 1 and not self._as_delta and not self.delta_link.measured
 
-    def _shrinks(self, expected: float, seconds: float, now: float) -> bool:
+    def _shrinks(self, expected_s: float, seconds: float, now: float) -> bool:
         """Whether the next delta is smaller than the last one, or takes so little time that the one after it will be.
 
         Args:
-            expected: bytes of the next delta.
+            expected_s: seconds for the next delta.
             seconds: that the last transfer took.
         """
-        if expected <= self._deltas[-1] * self.config.shrink:
+        if self._lag is None and (self.expected_delta(now) or 0.0) <= self._deltas[-1] * self.config.shrink:
             return True
         assert self._taken_at is not None
         interval_s = now - self._taken_at
-        next_s = max(interval_s - seconds, 0.0) + self.delta_link.predict(expected)
-        return next_s <= interval_s * self.config.shrink
+        return max(interval_s - seconds, 0.0) + expected_s <= interval_s * self.config.shrink
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,28 @@ def test_rounds_end_when_the_delta_fits_however_long_its_chunks_are() -> None:
         assert rounds.link.goodput_bytes_s == pytest.approx(5 * MB, rel=0.01), "nothing was learned of plain content"
 
 
+def test_a_few_pages_in_every_chunk_cost_what_their_time_does() -> None:
+    """100 MB rewritten at 40 % of the link: every chunk is touched at once, and each round is shorter than the last."""
+    rounds = policy(SLOW)
+    rounds.begin(100 * MB)
+    image_s, taken_at, now = 0.7, 0.0, 20.0
+    rounds.imaged(100 * MB, taken_at)
+    verdict = rounds.moved(100 * MB, 20.0, now)
+    lasted = []
+    while verdict is Verdict.ROUND:
+        before, taken_at = taken_at, now
+        now += image_s
+        rounds.imaged(100 * MB, taken_at, as_delta=True)
+        seconds = 0.05 + 0.4 * (taken_at - before)
+        now += seconds
+        lasted.append(seconds)
+        verdict = rounds.moved(100 * MB, seconds, now)
+    assert verdict is Verdict.SUSPEND
+    assert rounds.final_s(now) == pytest.approx(0.05 + 0.4 * (now - taken_at))
+    assert lasted == sorted(lasted, reverse=True)
+    assert lasted[-1] < 1.5 and len(lasted) <= 5
+
+
 def test_a_delta_that_does_not_fit_is_not_promised() -> None:
     rounds = policy(SLOW, max_freeze_s=0.5)
     rounds.begin(64 * MB)
