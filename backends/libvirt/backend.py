@@ -184,7 +184,7 @@ class LibvirtBackend:
         if seen is Seen.EXECUTING:
             return instance.started()
         if seen is Seen.HELD and not instance.never_let_go():
-            instance.machine.let_go()
+            starting.execute(instance)
             return instance.started()
         return self._continue(instance, layout, seen)
 

@@ -3,10 +3,15 @@
 libvirt's client library blocks without limit when the daemon hangs. So each call runs in a thread of its own, which is
 left behind when the time is over, together with its connection. There are never more than `MAX_LEFT` of these: nobody
 knows how long a daemon hangs that is asked once a second. Errors of libvirt become `LibvirtFailed`.
+
+What a call that was left behind asked for may be done yet. So it can be told what to do then (`late`), and others can
+find out whether one is open that concerns the same thing (`unanswered`).
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from backends.errors import BackendError, BackendUnavailable
@@ -59,6 +64,14 @@ def _say_nothing(context: object, error: object) -> None:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """A call that was given up."""
+
+    about: str
+    thread: threading.Thread
+
+
 class Connection:
     """Calls of libvirt, for use from any thread.
 
@@ -70,13 +83,27 @@ class Connection:
         self.uri = uri
         self._lock = threading.Lock()
         self._open: Any = None
-        self._left: list[threading.Thread] = []
+        self._left: list[_Left] = []
 
-    def run(self, work: Callable[[Any], T], timeout_s: float = SHORT_S) -> T:
+    def unanswered(self, about: str) -> bool:
+        """Whether a call about that was given up, and may have an effect yet."""
+        with self._lock:
+            return any(left.about == about for left in self._still_left())
+
+    def run(
+        self,
+        work: Callable[[Any], T],
+        timeout_s: float = SHORT_S,
+        *,
+        about: str = "",
+        late: Callable[[Any], None] | None = None,
+    ) -> T:
         """Do `work` with a connection that answered just now.
 
         Args:
             work: gets a `virConnect`.
+            about: for `unanswered`.
+            late: gets it when `work` has succeeded after it was given up, to take its effect back.
 
         Raises:
             BackendUnavailable: libvirt-python or libvirtd is missing.
@@ -85,33 +112,50 @@ class Connection:
         """
         libvirt = library()
         with self._lock:
-            self._left = [thread for thread in self._left if thread.is_alive()]
-            if len(self._left) >= MAX_LEFT:
+            if len(self._still_left()) >= MAX_LEFT:
                 raise LibvirtSilent(f"libvirtd has not answered {len(self._left)} earlier calls")
         outcome: list[T] = []
         problem: list[BaseException] = []
+        given_up = threading.Event()
 
         def attempt() -> None:
             try:
-                outcome.append(work(self._connected(libvirt)))
+                hypervisor = self._connected(libvirt)
+                if given_up.is_set():
+                    return
+                made = work(hypervisor)
+                with self._lock:
+                    if not given_up.is_set():
+                        outcome.append(made)
+                        return
+                if late is not None:
+                    with contextlib.suppress(libvirt.libvirtError):
+                        late(hypervisor)
             except BaseException as error:  # noqa: ASYNC103 - it belongs to the thread that waits
                 problem.append(error)
 
         thread = threading.Thread(target=attempt, name="libvirt", daemon=True)
         thread.start()
         thread.join(timeout_s)
-        if outcome:
-            return outcome[0]
-        if not problem:
-            with self._lock:
-                self._left.append(thread)
+        with self._lock:
+            if outcome:
+                return outcome[0]
+            if not problem:
+                given_up.set()
+                self._left.append(_Left(about, thread))
                 self._open = None
+        if given_up.is_set():
             raise LibvirtSilent(f"libvirtd did not answer within {timeout_s:g} s")
         if isinstance(problem[0], libvirt.libvirtError):
             error: Any = problem[0]
             code = error.get_error_code()
             raise LibvirtFailed(_one_line(error), -1 if code is None else code)
         raise problem[0]
+
+    def _still_left(self) -> list[_Left]:
+        """Those that have not ended. To be called with the lock."""
+        self._left = [left for left in self._left if left.thread.is_alive()]
+        return self._left
 
     def _connected(self, libvirt: Any) -> Any:
         with self._lock:

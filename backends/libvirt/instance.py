@@ -40,8 +40,11 @@ class Instance:
         notes.write(self.workspace.run_dir, note)
 
     def look(self) -> Seen:
-        """As `VirtualMachine.look`; what is left of one that crashed is cleared away first."""
+        """As `VirtualMachine.look`; what is left of one that crashed is cleared away first, and one that came late."""
         seen = self.machine.look()
+        if seen is Seen.HELD and self._came_late():
+            self.destroy()
+            return Seen.GONE
         if seen is not Seen.CRASHED:
             return seen
         self.destroy()
@@ -54,6 +57,11 @@ class Instance:
         """Whether a machine that is held was loaded by a node that was killed then."""
         note = self.note()
         return note is not None and note.phase is Phase.LOADING
+
+    def _came_late(self) -> bool:
+        """Whether a machine that is held was loaded after the load was given up: what executed once has a note."""
+        note = self.note()
+        return note is None or not note.this_boot or note.phase in (Phase.ENDED, Phase.SAVED)
 
     def status(self) -> Status:
         """Ask libvirt; of a machine that is gone, find out how it ended, and note that."""

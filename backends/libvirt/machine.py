@@ -1,6 +1,7 @@
 """One virtual machine as libvirt has it: look, load, let go, save, end. Remembers nothing.
 
-A machine is always loaded without being executed and then let go, so that until then everything can be taken back.
+A machine is always loaded without being executed and then let go, so that until then everything can be taken back. One
+that libvirtd loads only after the call was given up is ended by that call.
 """
 
 import contextlib
@@ -63,6 +64,10 @@ class VirtualMachine:
 
         return self._connection.run(ask)
 
+    def unanswered(self) -> bool:
+        """Whether libvirtd may do something to it yet that was asked for, and given up."""
+        return self._connection.unanswered(self._app_id)
+
     def process(self) -> ProcessId | None:
         """QEMU's process; None when it cannot be seen from here."""
         mark = f"guest={name_of(self._app_id)}".encode()
@@ -80,12 +85,16 @@ class VirtualMachine:
     def create(self, description: str) -> None:
         """Make it, without executing it."""
         flags = library().VIR_DOMAIN_START_PAUSED
-        self._connection.run(lambda hypervisor: _none(hypervisor.createXML(description, flags)), CREATE_S)
+        self._change(lambda hypervisor: _none(hypervisor.createXML(description, flags)), CREATE_S, late=self._end)
 
     def restore(self, path: Path, description: str) -> None:
         """Make it with saved memory, without executing it."""
         flags = library().VIR_DOMAIN_SAVE_PAUSED
-        self._connection.run(lambda hypervisor: _none(hypervisor.restoreFlags(str(path), description, flags)), LOAD_S)
+
+        def work(hypervisor: Any) -> None:
+            hypervisor.restoreFlags(str(path), description, flags)
+
+        self._change(work, LOAD_S, late=self._end)
 
     def let_go(self) -> None:
         """Execute it, from where it was held."""
@@ -168,23 +177,26 @@ class VirtualMachine:
                 time.sleep(min(_POLL_S, max(0.0, deadline - now)))
             return True
 
-        return self._connection.run(work, timeout_s + SHORT_S)
+        return self._change(work, timeout_s + SHORT_S)
 
     def destroy(self) -> None:
         """End it at once. Fine when it is gone."""
+        self._change(self._end, _DESTROY_S)
+
+    def _end(self, hypervisor: Any) -> None:
         libvirt = library()
-
-        def work(hypervisor: Any) -> None:
-            try:
-                hypervisor.lookupByUUIDString(self._app_id).destroy()
-            except libvirt.libvirtError as error:
-                if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                    raise
-
-        self._connection.run(work, _DESTROY_S)
+        try:
+            hypervisor.lookupByUUIDString(self._app_id).destroy()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise
 
     def _with(self, work: Callable[[Any], T], timeout_s: float = SHORT_S) -> T:
-        return self._connection.run(lambda hypervisor: work(hypervisor.lookupByUUIDString(self._app_id)), timeout_s)
+        return self._change(lambda hypervisor: work(hypervisor.lookupByUUIDString(self._app_id)), timeout_s)
+
+    def _change(self, work: Callable[[Any], T], timeout_s: float, *, late: Callable[[Any], None] | None = None) -> T:
+        """All calls but `look`: one that is given up counts as unanswered until it ends."""
+        return self._connection.run(work, timeout_s, about=self._app_id, late=late)
 
 
 def _state(hypervisor: Any, app_id: str) -> int | None:

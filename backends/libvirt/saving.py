@@ -11,12 +11,16 @@ from backends.libvirt.instance import Instance
 from backends.libvirt.machine import Seen, VirtualMachine
 from backends.libvirt.notes import Note, Phase
 
+_CALL_OFF_S = 30.0
+_LOOK_S = 0.05
+
 
 def save(instance: Instance) -> Checkpoint:
     """Save the memory and end the machine. Both its files are then complete: QEMU flushed the disk.
 
     Raises:
         SuspendFailed: it could not be saved; it executes on, unless that tells otherwise.
+        LibvirtSilent: it is unknown what became of it. Nothing was undone: if it was saved, it can be resumed.
     """
     machine = instance.machine
     note = instance.running_note()
@@ -32,6 +36,8 @@ def save(instance: Instance) -> Checkpoint:
         instance.remember(note.now(Phase.SAVED))
     except (BackendError, OSError) as error:
         _call_off(machine, error)
+        if not _answered(machine):
+            raise LibvirtSilent(f"it is unknown whether {instance.name} was saved: {error}") from error
         if machine.look() is not Seen.GONE:
             _go_on(instance, note)
             raise SuspendFailed(f"{instance.name} could not be saved: {error}", running=True) from error
@@ -66,6 +72,16 @@ def _go_on(instance: Instance, note: Note) -> None:
         instance.machine.let_go()
     instance.remember(note.now(Phase.RUNNING))
     savefile.new_path_of(instance.workspace).unlink(missing_ok=True)
+
+
+def _answered(machine: VirtualMachine) -> bool:
+    """Wait until what was asked of it, and given up, has ended: only then a save neither fails nor succeeds later."""
+    deadline = time.monotonic() + _CALL_OFF_S
+    while machine.unanswered():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_S)
+    return True
 
 
 def _call_off(machine: VirtualMachine, error: Exception) -> None:

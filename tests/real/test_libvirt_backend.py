@@ -8,19 +8,23 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backends import config
 from backends.base import AppLayout, EngineState
 from backends.errors import AlreadyRunning, BackendError, NotRunning, StartFailed, SuspendFailed
-from backends.libvirt import disks, domain, notes, savefile
+from backends.libvirt import disks, domain, notes, savefile, starting
 from backends.libvirt.backend import LibvirtBackend
 from backends.libvirt.connection import Connection
+from backends.libvirt.instance import Instance
 from backends.libvirt.machine import Seen, VirtualMachine
 from backends.libvirt.notes import Note, Phase
 from bench.data.pair import Unavailable
@@ -407,6 +411,49 @@ def test_a_restarted_libvirtd_knows_its_machines(sites: Sites, arrived: Arrived)
     status = backend.status(layout)
     assert status.exit is not None
     assert (status.state, status.exit.code) == (EngineState.EXITED, 0)
+
+
+def test_a_start_that_libvirtd_did_not_answer_leaves_nothing(
+    sites: Sites, arrived: Arrived, last: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped in the middle, and does what it was asked for when it goes on."""
+    site = sites.b
+    layout = arrived(site)
+    backend = site.backend
+    daemon = server_of(site)
+    restore = VirtualMachine.restore
+    monkeypatch.setattr("backends.libvirt.machine.LOAD_S", 1.0)
+    monkeypatch.setattr("backends.libvirt.machine._DESTROY_S", 1.0)
+
+    def restore_without_an_answer(machine: VirtualMachine, *words: Any) -> None:
+        os.kill(daemon, signal.SIGSTOP)
+        restore(machine, *words)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(VirtualMachine, "restore", restore_without_an_answer)
+            with pytest.raises(StartFailed, match="did not answer") as caught:
+                backend.restore(layout)
+        assert not caught.value.executed
+        with pytest.raises(StartFailed, match="has not answered an earlier call"):
+            starting.let_go(Instance(backend._connection, layout), 0.0)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    eventually(lambda: not backend._connection.unanswered(APP_ID), timeout_s=30)
+    assert site.machine.look() is Seen.GONE
+    assert backend.status(layout).state is EngineState.ABSENT
+    assert site.machine.process() is None
+    monkeypatch.undo()
+    assert has_memory_of_before(backend.restore(layout).pid)
+    assert first_tick(site, layout) == (last[0] + 1, last[1])
+    site.machine.destroy()
+
+
+def server_of(site: Site) -> int:
+    """The process of that node's libvirtd."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect((site.node.settings.libvirt_uri or "").partition("socket=")[2])
+        return int.from_bytes(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder)
 
 
 def test_a_machine_that_was_loaded_by_a_node_that_was_killed_then_is_let_go(
