@@ -149,15 +149,6 @@ class Namespace:
         script = 'outer=$1; shift; "$@" && exec ip link set "$outer" up'
         return ["sh", "-c", script, "launcher", self._outer, *command]
 
-    def announce(self, network: Network) -> None:
-        """Tell the neighbours of the address.
-
-        Raises:
-            NetworkError: the kernel refused.
-        """
-        if network.bridge is not None and network.ipv4 is not None:
-            announce(network.ipv4, self.place)
-
     def remove(self) -> None:
         """Take it away, with its interfaces. Idempotent."""
         if not os.path.lexists(self.place):

@@ -4,46 +4,31 @@ state/upper     what the application wrote            run/bundle      config.jso
 state/images    CRIU's, where its memory is saved     run/images.new  a dump that is being made; .old: an earlier one
                                                       run/runc        runc's own notes: what container there is
                                                       run/criu        logs and statistics; run/netns its network
+                                                      run/dumping     who makes a dump; run/tmp is CRIU's /tmp
 """
 
 import contextlib
-import ctypes
-import errno
 import hashlib
 import json
 import os
-import re
 import signal
-import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from backends import appnet, criu, oci, overlay, procfs
+from backends import appnet, criu, memory, oci, overlay, procfs
 from backends.base import AppLayout, EngineSettings, Workspace
 from backends.command import IN_CONTAINER, RUN_MARK
-from backends.errors import BackendError, BackendUnavailable, StopFailed
+from backends.dumps import Dumps
+from backends.errors import StopFailed
 from backends.folders import remove_tree
 from backends.packetlock import PacketLock
 from backends.procfs import ProcessId
-
-ENGINE_TIMEOUT_S = 600.0
-"""For memory of many gigabytes, to and from a slow disk."""
+from backends.runccli import EngineFailed, Runc, limit_s, tail
 
 _SWEEP_TIMEOUT_S = 5.0
-_TAIL_BYTES = 16 << 10
-_MAX_MESSAGE = 400
 _CLOSING = "tcp-close\n"
 _CRIU_OPTIONS = "ghost-limit 1073741824\nlink-remap\n"  # open files without a name, up to 1 GiB each
 _CGROUPS = Path("/sys/fs/cgroup")
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class EngineFailed(BackendError):
-    """runc or CRIU refused; the text says why."""
 
 
 class Container:
@@ -58,23 +43,18 @@ class Container:
         short = workspace.app_id[:12]
         self.id = f"p2p-{short}"
         self._name = workspace.name
-        self._settings = settings
-        self._node_netns = node_netns
         run = workspace.run_dir
         self._run = run
         self._upper = workspace.state_dir / "upper"
-        self.images = workspace.state_dir / "images"
-        self._new_images = run / "images.new"
-        self._old_images = run / "images.old"
         self.bundle = run / "bundle"
         self.pid_file = run / "pid"
         self._root = self.bundle / "rootfs"
-        self._notes = run / "runc"
-        self._work = run / "criu"
-        self._message = run / "runc.log"
         self._restoring = run / "restoring"
+        self._unannounced = run / "unannounced"
+        self._runc = Runc(run, settings, node_netns)
         self._network = appnet.Namespace(run / "netns", f"p2p{short}", node_netns)
-        self._lock = PacketLock(run / "packetlock", node_netns)
+        lock = PacketLock(run / "criu" / "dump.log", node_netns, self._network.place)
+        self.dumps = Dumps(workspace, self._runc, lock)
         # Two nodes on one machine may have the same application, one after the other.
         place = hashlib.blake2b(os.fsencode(os.path.abspath(run)), digest_size=4).hexdigest()
         self._cgroup = f"/p2player/{self.id}-{place}"
@@ -93,7 +73,7 @@ class Container:
         Raises:
             BackendError, OSError: something is missing or refused.
         """
-        for folder in (self.bundle, self._root, self._work, self._notes):
+        for folder in (self.bundle, self._root, self.dumps.work, self._runc.notes):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         layers = [overlay.lower_of(layout.app), overlay.lower_of(layout.base)]
         overlay.mount(layers, self._upper, self._run / "work", self._root)
@@ -107,15 +87,32 @@ class Container:
             layout, options, extra={RUN_MARK: run}, cgroup=self._cgroup, netns=netns, criu_config=criu_options
         )
         (self.bundle / "config.json").write_text(json.dumps(document, indent=1))
-        for leftover in (self._message, self.pid_file, self._work / "restore.log", self._restoring):
+        self._runc.forget_message()
+        for leftover in (self.pid_file, self.dumps.work / "restore.log", self._restoring, self._unannounced):
             leftover.unlink(missing_ok=True)
+        if options.network.bridge is not None and options.network.ipv4 is not None:
+            self._unannounced.write_text(options.network.ipv4)
         if restoring:
             self._restoring.write_text(run)
 
-    def announce(self, options: oci.Options) -> None:
-        """The container runs: tell its neighbours."""
-        if not options.network.host:
-            self._network.announce(options.network)
+    def announce(self) -> None:
+        """The container runs: tell its neighbours of its address, once.
+
+        Raises:
+            NetworkError: the kernel refused.
+        """
+        try:
+            address = self._unannounced.read_text()
+        except FileNotFoundError:
+            return
+        appnet.announce(address, self._network.place)
+        self._unannounced.unlink(missing_ok=True)
+
+    def announce_for_another(self, first: ProcessId) -> None:
+        """As `announce`, for a node that was killed while this process, or its launcher, was started."""
+        with contextlib.suppress(OSError, ValueError, appnet.NetworkError):
+            if self._unannounced.exists() and int(self.pid_file.read_text()) == first.pid:
+                self.announce()
 
     def clear(self, run: str | None = None) -> None:
         """Kill what is left of the container, and take away all that was made for it but its files. Idempotent.
@@ -135,11 +132,12 @@ class Container:
             for process in left:
                 procfs.send(process, signal.SIGKILL)
                 procfs.wait_end(process, 0.1)
-        if (self._notes / self.id).exists():
+        if (self._runc.notes / self.id).exists():
             with contextlib.suppress(EngineFailed):
-                self.run("delete", "--force", self.id)
-        overlay.unmount_beneath(self._notes)  # of a restore that was killed
-        remove_tree(self._notes)
+                self._runc.run("delete", "--force", self.id)
+        overlay.unmount_beneath(self._runc.notes)  # of a restore that was killed
+        for folder in (self._runc.notes, self._runc.tmp):
+            remove_tree(folder)
         for group in self._cgroups():
             _remove_cgroup(group)
         self._network.remove()
@@ -175,185 +173,75 @@ class Container:
         inner = self._cgroup.lstrip("/")
         return [path for path in (_CGROUPS / inner, *_CGROUPS.glob(f"*/{inner}")) if path.is_dir()]
 
-    # runc
-
-    def command(self, *words: str | Path) -> list[str]:
-        """The argv of a command of runc about this node's containers."""
-        log = ["--log", str(self._message), "--log-format", "json"]
-        return ["runc", "--root", str(self._notes), *log, *map(str, words)]
-
-    def environment(self, run: str | None = None) -> dict[str, str]:
-        """For runc, which looks for `criu` in PATH; with the mark of a run, to find both again."""
-        path = os.environ.get("PATH", os.defpath)
-        if (program := criu.find(self._settings)) is not None:
-            place = self._run / "bin"
-            place.mkdir(mode=0o700, exist_ok=True)
-            link = place / "criu"
-            if not link.is_symlink() or os.readlink(link) != str(program):
-                link.unlink(missing_ok=True)
-                link.symlink_to(program)
-            path = f"{place}:{path}"
-        return {"PATH": path} if run is None else {"PATH": path, RUN_MARK: run}
-
-    def run(self, *words: str | Path) -> None:
-        """Run a command of runc to its end; in a session of its own, so that it survives a node that is killed.
-
-        Raises:
-            EngineFailed: it did not do it, in runc's words.
-            BackendUnavailable: runc is gone.
-        """
-        self._message.unlink(missing_ok=True)
-        try:
-            done = subprocess.run(
-                self._entered(self.command(*words)),
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                timeout=ENGINE_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise EngineFailed(f"runc {words[0]} did not end within {ENGINE_TIMEOUT_S:g} s") from None
-        except OSError as error:
-            raise BackendUnavailable(f"runc cannot be run: {error.strerror}") from error
-        if done.returncode != 0:
-            raise EngineFailed(self.message() or f"runc {words[0]}: exit code {done.returncode}")
-
-    def message(self) -> str:
-        """The last error of runc, without its preamble."""
-        for line in reversed(_tail(self._message).splitlines()):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                if record["level"] in ("error", "fatal"):
-                    text = re.sub(r"^runc \w+ failed: ", "", str(record["msg"]).split("\n")[0])
-                    return text[:_MAX_MESSAGE]
-        return ""
+    # Launching
 
     def launcher(self, options: oci.Options, *, restoring: bool) -> list[str]:
         """The argv that starts or restores the container and ends."""
         files: list[str | Path] = ["--detach", "--pid-file", self.pid_file, "--bundle", self.bundle]
         if restoring:
-            command = self.command("restore", *files, *self._criu_words(self.images, options), self.id)
+            words = self.dumps.words(self.dumps.images, tcp_established=options.tcp_established)
+            command = self._runc.restoring(*files, *words, self.id)
         else:
-            command = self.command("run", *files, self.id)
-        return self._entered(self._network.connecting(options.network, command))
+            command = self._runc.command("run", *files, self.id)
+        return self._runc.entered(self._network.connecting(options.network, command))
 
-    def _entered(self, command: list[str]) -> list[str]:
-        """`command`, in the node's network."""
-        return command if self._node_netns is None else ["nsenter", f"--net={self._node_netns}", *command]
+    def environment(self, run: str) -> dict[str, str]:
+        """Of the launcher, which bears the mark of the run."""
+        return self._runc.environment(run)
+
+    def launch_limit_s(self, *, restoring: bool) -> float:
+        """How long the launcher may take."""
+        return limit_s(memory.size_of(self.dumps.images) if restoring else 0)
 
     def why_not_launched(self, *, restoring: bool) -> tuple[str, bool]:
         """Why the launcher failed, and whether anything may have been executed."""
-        message = self.message()
+        message = self._runc.message()
         if not restoring:
             # Said when the first process could not be made or could not execute the command.
             refused = "unable to start container process: "
             return message.removeprefix(refused), not message.startswith(refused)
         if "criu failed" in message:
-            message = f"CRIU: {criu.why(self._work / 'restore.log')}"
+            message = f"CRIU: {criu.why(self.dumps.work / 'restore.log')}"
         return message, self.resumed()
 
     def resumed(self) -> bool:
         """Whether the last launch was a restore that let the processes go on."""
-        return "Tasks resumed" in _tail(self._work / "restore.log")
+        return "Tasks resumed" in tail(self.dumps.work / "restore.log")
 
     def restore_failed(self, run: str) -> bool:
         """Whether that run, whose supervisor saw its end, was a restore of which nothing executed.
 
         The images are then as good as before.
         """
-        return _tail(self._restoring) == run and not self.resumed() and self.images.exists()
+        return tail(self._restoring) == run and not self.resumed() and self.dumps.images.exists()
 
     def lacks_address(self) -> bool:
         """Whether the last restore failed since an address of a connection is not here."""
-        return "Can't bind inet socket back: Cannot assign" in _tail(self._work / "restore.log")
+        return "Can't bind inet socket back: Cannot assign" in tail(self.dumps.work / "restore.log")
 
-    # CRIU
+    # Saving
 
-    def dump(self, options: oci.Options, *, leave_running: bool) -> None:
-        """Have the memory written to a new folder; the processes end unless `leave_running`.
+    def dump(self, options: oci.Options, run: str, first: ProcessId, *, leave_running: bool) -> None:
+        """As `Dumps.make`, of the first process of that run and all others."""
+        self.dumps.make(
+            self.id,
+            run,
+            leave_running=leave_running,
+            tcp_established=options.tcp_established,
+            memory_bytes=lambda: memory.anonymous_bytes(process.pid for process in self.processes()),
+            ended=lambda: not procfs.alive(first),
+            go_on=self._go_on,
+        )
 
-        The node's packet filter then keeps their connections silent, until a restore or `release`.
+    def settle_dump(self, first: ProcessId, *, final: bool, interrupt: bool = False) -> bool:
+        """As `Dumps.settle`, of the run with that first process."""
+        return self.dumps.settle(
+            ended=lambda: not procfs.alive(first), go_on=self._go_on, final=final, interrupt=interrupt
+        )
 
-        Raises:
-            EngineFailed: with CRIU's reason; the processes go on.
-        """
-        self.forget_dump()
-        self._new_images.mkdir(mode=0o700)
-        words: list[str | Path] = ["--leave-running"] if leave_running else []
-        locking = options.network.host and options.tcp_established and not leave_running
-        before = self._lock.rules() if locking else set()
-        try:
-            self.run("checkpoint", *words, *self._criu_words(self._new_images, options), self.id)
-        except EngineFailed as error:
-            reason = f"CRIU: {criu.why(self._work / 'dump.log')}" if "criu failed" in str(error) else str(error)
-            raise EngineFailed(reason) from error
-        if locking:
-            self._lock.remember(before)
-
-    def restored(self) -> None:
-        """The memory is back in processes: no images are left that could be restored again."""
-        self._lock.forget()
-        remove_tree(self.images)
-
-    def release(self) -> None:
-        """The memory is not wanted any more: remove what is left of it."""
-        self._lock.release()
-        self.forget_dump()
-        remove_tree(self.images)
-
-    def forget_dump(self) -> None:
-        """Nothing is left of a dump that was not taken, or of one that another took the place of."""
-        remove_tree(self._new_images)
-        remove_tree(self._old_images)
-        (self._work / "dump.log").unlink(missing_ok=True)
-
-    def dump_is_complete(self) -> bool:
-        """Whether the dump that was begun last is whole, be it taken by `take_final_dump` or not yet."""
-        place = self._new_images if self._new_images.exists() else self.images
-        if not (place / "descriptors.json").exists():
-            return False
-        return "Dumping finished successfully" in _tail(self._work / "dump.log")
-
-    def take_final_dump(self) -> None:
-        """Let a whole dump take the place of the earlier one, which is put aside. Idempotent.
-
-        `images.new` is gone exactly when it was taken, so a node that was killed in between can tell.
-        """
-        if not self._new_images.exists():
-            return
-        if self.images.exists():
-            remove_tree(self._old_images)
-            self.images.rename(self._old_images)
-        self._new_images.rename(self.images)
-
-    def forget_old_dump(self) -> None:
-        """Remove what `take_final_dump` put aside."""
-        remove_tree(self._old_images)
-
-    def take_dump(self) -> None:
-        """Let the new dump take the place of the earlier one, at once."""
-        if self.images.exists():
-            places = os.fsencode(self._new_images), os.fsencode(self.images)
-            if _libc.renameat2(_AT_FDCWD, places[0], _AT_FDCWD, places[1], _RENAME_EXCHANGE) != 0:
-                code = ctypes.get_errno()
-                if code not in (errno.EINVAL, errno.ENOSYS):
-                    raise OSError(code, os.strerror(code), str(self.images))
-                remove_tree(self.images)  # a file system that cannot exchange
-                self._new_images.rename(self.images)
-            remove_tree(self._new_images)
-        else:
-            self._new_images.rename(self.images)
-
-    def paused_s(self) -> float | None:
-        """How long the last dump kept the processes from executing; None when CRIU does not say."""
-        return criu.paused_s(self._work / "stats-dump")
-
-    def _criu_words(self, images: Path, options: oci.Options) -> Sequence[str | Path]:
-        tcp = ["--tcp-established"] if options.tcp_established else []
-        return ["--image-path", images, "--work-path", self._work, "--file-locks", *tcp]
+    def _go_on(self) -> None:
+        self.thaw()
+        self.dumps.abandon()
 
 
 def _remove_cgroup(group: Path) -> None:
@@ -361,15 +249,6 @@ def _remove_cgroup(group: Path) -> None:
     for place, _, _ in os.walk(group, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(place)
-
-
-def _tail(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            return file.read(_TAIL_BYTES).decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _make_beneath(root: Path, path: str, uid: int, gid: int) -> None:

@@ -16,17 +16,12 @@ CRIU dumps and restores all or nothing. A dump that fails leaves the processes r
 that fails no process got as far as its next instruction: all are made stopped, and resumed together at the end.
 """
 
-import os
-import re
 import secrets
-import shutil
-import subprocess
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from backends import applog, criu, oci, procfs, shim, supervised
+from backends import applog, criu, oci, procfs, runcprobe, saving, shim, supervised
 from backends.base import (
     AppLayout,
     Capabilities,
@@ -39,7 +34,7 @@ from backends.base import (
     Status,
     Workspace,
 )
-from backends.container import ENGINE_TIMEOUT_S, Container, EngineFailed
+from backends.container import Container
 from backends.errors import (
     AlreadyRunning,
     BackendError,
@@ -54,13 +49,8 @@ from backends.hooks import run_hook
 from backends.procfs import ProcessId
 from backends.rundir import Ended, Live, RunDir
 
-_VERSION = re.compile(r"runc version (\S+)")
-_PROBE_TIMEOUT_S = 3.0
 _RESTORED_AFTER_S = 0.05  # what lived before needs no second to prove itself
 _TAIL_BYTES = 2048
-
-SAVING = "save"
-"""Intent of a node that has CRIU save the application, and does not know yet how that went."""
 
 
 class RuncBackend:
@@ -88,26 +78,10 @@ class RuncBackend:
         self._healthy_after_s = healthy_after_s
         self._netns = netns
         self._log_limit_bytes = log_limit_bytes
-        self._taking = threading.Lock()
 
     def probe(self) -> Probe:
         """Needs root, runc, overlayfs and a CRIU that fits the kernel."""
-        version = _runc_version()
-        problem = None
-        for tool in ("runc", "ip", "nsenter"):
-            if shutil.which(tool) is None:
-                problem = problem or f"{tool} is not installed; {criu.HOW_TO_GET}"
-        if problem is None and version is None:
-            problem = "runc --version does not answer"
-        if problem is None and os.geteuid() != 0:
-            problem = "needs root: run the node as root"
-        if problem is None and not _has_overlay():
-            problem = "the kernel has no overlayfs: modprobe overlay"
-        if problem is None:
-            found = criu.find(self._settings)
-            checked = criu.check(found) if found else criu.Checked(None, f"criu is not installed; {criu.HOW_TO_GET}")
-            version, problem = f"{version}, CRIU {checked.version}", checked.problem
-        return Probe(self.name, problem is None, version, problem)
+        return runcprobe.probe(self.name, self._settings)
 
     def create(self, layout: AppLayout) -> None:
         """Needs `command`, and `[runc]` must make sense."""
@@ -117,12 +91,14 @@ class RuncBackend:
     def start(self, layout: AppLayout) -> Started:
         """`runc run`; images of an earlier life are removed first."""
         options = self._prepare(layout)
-        self._container(layout).release()
+        self._container(layout).dumps.release()
         return self._launch(layout, options, restoring=False)
 
     def stop(self, workspace: Workspace) -> None:
         """SIGTERM to the first process, SIGKILL to all, then take the container's mounts and network away."""
-        self._container(workspace).thaw()
+        container = self._container(workspace)
+        saving.settle(workspace, container, interrupt=True)
+        container.thaw()
         supervised.end(workspace)
         self._clear(workspace)
 
@@ -132,8 +108,8 @@ class RuncBackend:
         if status.state is not EngineState.RUNNING:
             raise NotRunning(f"{layout.name} is not running")
         if leave_running:
-            return self._dump_and_go_on(layout)
-        return self._dump_and_end(layout)
+            return saving.save_and_go_on(layout, self._container(layout), _options(layout))
+        return saving.save_and_end(layout, self._container(layout), _options(layout))
 
     def obstacles(self, layout: AppLayout) -> Sequence[str]:
         """What CRIU is known not to save, of all processes of the container."""
@@ -158,7 +134,9 @@ class RuncBackend:
             run_hook("before_suspend", layout, pid=status.pid)
         except HookFailed as error:
             raise SuspendFailed(f"{layout.name}: {error}", running=True) from error
-        return self._dump_and_end(layout) if memory else self._end_cold(layout)
+        if not memory:
+            return self._end_cold(layout)
+        return saving.save_and_end(layout, self._container(layout), _options(layout))
 
     def resume(self, layout: AppLayout) -> Started:
         """From its images, or afresh when it was suspended without; a running one is left alone."""
@@ -176,8 +154,14 @@ class RuncBackend:
         closed, as after any failure of the network.
         """
         container = self._container(layout)
-        if not container.images.exists():
+        if not container.dumps.images.exists():
             return self.start(layout)
+        try:
+            problem = container.dumps.damage()
+        except OSError as error:
+            problem = error.strerror
+        if problem is not None:
+            raise StartFailed(f"cannot restore {layout.name}: {problem}", executed=False)
         options = self._prepare(layout)
         try:
             started = self._launch(layout, options, restoring=True)
@@ -185,13 +169,13 @@ class RuncBackend:
             if error.executed or not container.lacks_address():
                 raise
             started = self._launch(layout, options, restoring=True, closing=True)
-        container.restored()
+        container.dumps.release()
         return started
 
     def destroy(self, workspace: Workspace) -> None:
         """Stop, then delete run folder, state folder and log."""
         self.stop(workspace)
-        self._container(workspace).release()
+        self._container(workspace).dumps.release()
         for folder in (workspace.run_dir, workspace.state_dir):
             remove_tree(folder)
         applog.remove(str(workspace.log_path))
@@ -210,29 +194,18 @@ class RuncBackend:
             return [process for process in ended.left if procfs.alive(process)]
 
         found = supervised.status(workspace, leftovers)
+        live = RunDir(str(workspace.run_dir)).live()
+        if found.state is EngineState.RUNNING and live is not None:
+            # What a node left undone that was killed while it started or saved the application.
+            container.announce_for_another(live.app)
+            saving.settle(workspace, container)
         if found.state is not EngineState.EXITED or found.leftovers:
             return found
         # A node may have been killed between the end of a dump that went well and its own note of that.
-        live = RunDir(str(workspace.run_dir)).live()
         failed = live is not None and container.restore_failed(live.run)
-        if not failed and not self._take_final_dump(workspace):
+        if not failed and not saving.take_final_dump(workspace, container):
             return found
         return Status(EngineState.SUSPENDED, started=found.started, exit=found.exit)
-
-    def _take_final_dump(self, workspace: Workspace) -> bool:
-        """Let a final dump count, if there is a whole one and its container is gone; again, it changes nothing.
-
-        Whoever asks for the status may come between the end of a container and the note of that.
-        """
-        container, run_dir = self._container(workspace), RunDir(str(workspace.run_dir))
-        with self._taking:
-            live = run_dir.live()
-            assert live is not None
-            if run_dir.intent(live.run) == SAVING and container.dump_is_complete():
-                container.take_final_dump()
-                run_dir.write_intent(live.run, supervised.SUSPENDED)
-                container.forget_old_dump()
-            return run_dir.intent(live.run) == supervised.SUSPENDED
 
     def _container(self, workspace: Workspace) -> Container:
         return Container(workspace, self._settings, self._netns)
@@ -277,7 +250,7 @@ class RuncBackend:
                 stop_timeout_s=layout.config.stop_timeout_s,
                 pid_file=str(container.pid_file),
             )
-            live, report = supervised.launch(layout, spec, timeout_s=ENGINE_TIMEOUT_S)
+            live, report = supervised.launch(layout, spec, timeout_s=container.launch_limit_s(restoring=restoring))
         except AlreadyRunning:
             raise
         except (BackendError, OSError) as error:
@@ -292,7 +265,7 @@ class RuncBackend:
                 f"cannot {verb} {layout.name}: {reason or report.problem}", executed=report.executed and executed
             )
         try:
-            container.announce(options)
+            container.announce()
         except BackendError as error:
             self.stop(layout)
             raise StartFailed(f"cannot start {layout.name}: {error}", executed=True) from error
@@ -309,50 +282,11 @@ class RuncBackend:
             log_tail=supervised.last_lines(applog.since(str(layout.log_path), log_mark, _TAIL_BYTES)),
         )
 
-    def _dump_and_go_on(self, layout: AppLayout) -> Checkpoint:
-        container = self._container(layout)
-        RunDir(str(layout.run_dir)).clear_intent()  # of a node that was killed in a final dump: this one is none
-        at = Moment.now()
-        try:
-            container.dump(_options(layout), leave_running=True)
-            took_s = time.monotonic() - at.monotonic_s
-            container.take_dump()
-        except (EngineFailed, OSError) as error:
-            raise self._not_dumped(layout, container, error) from error
-        paused_s = container.paused_s()
-        return Checkpoint(at, paused_s=took_s if paused_s is None else paused_s)
-
-    def _dump_and_end(self, layout: AppLayout) -> Checkpoint:
-        container, run_dir = self._container(layout), RunDir(str(layout.run_dir))
-        live = run_dir.live()
-        assert live is not None
-        container.forget_dump()
-        run_dir.write_intent(live.run, SAVING)
-        at = Moment.now()
-        try:
-            container.dump(_options(layout), leave_running=False)
-        except (EngineFailed, OSError) as error:
-            run_dir.clear_intent()
-            raise self._not_dumped(layout, container, error) from error
-        procfs.wait_end(live.shim, supervised.END_TIMEOUT_S)
-        procfs.reap(live.shim)
-        if not self._take_final_dump(layout):
-            raise SuspendFailed(f"{layout.name} has ended, and its memory was not saved", running=False)
-        container.clear()
-        return Checkpoint(at, paused_s=time.monotonic() - at.monotonic_s)
-
-    def _not_dumped(self, layout: AppLayout, container: Container, error: Exception) -> SuspendFailed:
-        """What became of an application that could not be saved."""
-        container.thaw()
-        container.forget_dump()
-        running = self.status(layout).state is EngineState.RUNNING
-        return SuspendFailed(f"{layout.name} could not be saved: {error}", running=running)
-
     def _end_cold(self, layout: AppLayout) -> Checkpoint:
         container, run_dir = self._container(layout), RunDir(str(layout.run_dir))
         live = run_dir.live()
         assert live is not None
-        container.release()
+        container.dumps.release()
         at = Moment.now()
         self.stop(layout)
         run_dir.write_intent(live.run, supervised.SUSPENDED)
@@ -368,25 +302,3 @@ def _options(layout: AppLayout) -> oci.Options:
 def _make_folders(workspace: Workspace) -> None:
     for folder in (workspace.run_dir, workspace.state_dir):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _runc_version() -> str | None:
-    try:
-        done = subprocess.run(
-            ["runc", "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    match = _VERSION.search(done.stdout.decode(errors="replace"))
-    return match[1] if match else None
-
-
-def _has_overlay() -> bool:
-    """Whether the kernel knows overlayfs, or has it as a module that a mount would load."""
-    try:
-        if "\toverlay\n" in Path("/proc/filesystems").read_text():
-            return True
-        names = Path(f"/lib/modules/{os.uname().release}/modules.dep").read_text()
-    except OSError:
-        return False
-    return "/overlay.ko" in names

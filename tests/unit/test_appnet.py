@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.appnet import Namespace, Network, NetworkError
+from backends.appnet import Namespace, Network, NetworkError, announce
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
@@ -47,7 +47,6 @@ def test_without_a_bridge_there_is_only_the_loopback(namespace: Namespace) -> No
     before = os.readlink("/proc/thread-self/ns/net")
     namespace.create(Network())
     assert namespace.connecting(Network(), ["true"]) == ["true"]
-    namespace.announce(Network())
     links = ip(namespace.place, "-o", "link")
     assert links.count("\n") == 1
     assert "LOOPBACK,UP" in links
@@ -64,7 +63,7 @@ def test_on_a_bridge_it_is_silent_until_it_is_connected(namespace: Namespace, no
     assert subprocess.run([*enter, *namespace.connecting(ADDRESS, ["false"])], check=False).returncode == 1
     assert "state DOWN" in ip(node, "link", "show", "p2ptest")
     subprocess.run([*enter, *namespace.connecting(ADDRESS, ["test", "a b", "=", "a b"])], check=True)
-    namespace.announce(ADDRESS)
+    announce("10.88.0.5/24", namespace.place)
     assert "master lan0 state UP" in ip(node, "link", "show", "p2ptest")
     forwarding = subprocess.run(
         ["nsenter", f"--net={node}", "bridge", "fdb", "show", "br", "lan0"], capture_output=True, check=True, text=True

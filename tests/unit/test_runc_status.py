@@ -8,8 +8,9 @@ import pytest
 from backends import config, procfs, supervised
 from backends.base import EngineSettings, EngineState, Workspace
 from backends.procfs import ProcessId
-from backends.runc import SAVING, RuncBackend
+from backends.runc import RuncBackend
 from backends.rundir import Ended, Live, RunDir
+from backends.saving import SAVING
 
 RUN = "ab" * 16
 NOBODY = ProcessId(1 << 22, 1)  # beyond the largest process id
