@@ -6,7 +6,8 @@ Files are taken in order of path, which is the order in which an import stored t
 up to 8 MiB of distinct chunks and the places they go to. While one batch is written, a thread reads the next
 ones from the content, which may give chunks in any order; three batches are in memory at most. More readers only wait
 for each other and the writer, whose many short system calls all want the interpreter. A large file spans many batches
-and stays open between them; chunks that follow each other are written by one call.
+and stays open between them; chunks that follow each other are written by one call. The disk gets large parts at once,
+for whoever asked for the tree waits until all of it is there.
 
 A file that is there before (left by a killed checkout, or cloned from an older tree) is taken extent by
 extent: what has the right digest stays, and only the rest is wanted. So resuming needs no marks that could
@@ -28,11 +29,13 @@ from chunkstore.leftovers import Leftover, Leftovers
 from chunkstore.pinning import hold
 from chunkstore.progress import Meter
 from chunkstore.tree_errors import CheckoutFailed, ContentMissing, ManifestInvalid, printable, writing
+from chunkstore.writeback import begin_write_back
 
 _AHEAD = 2
 _BATCH_BYTES = 8 << 20
 _PINNED_BYTES = 12 << 20
 _BATCH_PIECES = 2048
+_WRITE_BACK_BYTES = 1 << 20
 _BATCH_WRITES = 16384
 _IOV_MAX = 1024
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -203,6 +206,8 @@ class FileWriter:
                 _write_all(fd, chunks[ids[0]], offset)
             else:
                 _write_run(fd, [chunks[chunk] for chunk in ids], offset)
+        if piece.bytes >= _WRITE_BACK_BYTES:
+            begin_write_back(fd, piece.runs[0][0], piece.end - piece.runs[0][0])
         if piece.last:
             if not piece.fresh or _ends_in_hole(piece.entry.table):
                 os.ftruncate(fd, piece.entry.size)

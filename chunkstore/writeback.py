@@ -1,4 +1,4 @@
-"""Make stores through shared mappings show in a file's times.
+"""Have the kernel write a file back: to be sure of its times, or to have less to wait for later.
 
 A page that a process dirtied through a mapping stays writable for it until the kernel writes it back: what is stored
 into it until then changes neither mtime nor ctime. Once it was written back the next store faults, and the fault sets
@@ -8,6 +8,7 @@ both. Whoever is to trust the times of a file that others have mapped must have 
 import ctypes
 import os
 
+_WRITE = 2
 _WAIT_BEFORE_WRITE_WAIT_AFTER = 7
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,3 +28,9 @@ def write_back(fd: int) -> None:
     elif _sync_file_range(fd, 0, 0, _WAIT_BEFORE_WRITE_WAIT_AFTER):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def begin_write_back(fd: int, offset: int, length: int) -> None:
+    """Have a part of a regular file written back while we go on: what syncs it later waits for less. A hint."""
+    if _sync_file_range is not None:
+        _sync_file_range(fd, offset, length, _WRITE)
