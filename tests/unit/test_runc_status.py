@@ -1,12 +1,17 @@
 """What a node makes of the run folder and the images of a container whose supervisor is gone."""
 
+import fcntl
 import json
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backends import config, procfs, supervised
 from backends.base import EngineSettings, EngineState, Workspace
+from backends.command import RUN_MARK
 from backends.procfs import ProcessId
 from backends.runc import RuncBackend
 from backends.rundir import Ended, Live, RunDir
@@ -120,3 +125,55 @@ def test_images_whose_restore_failed_count_as_before(
 def test_what_was_shelved_stays_so(app: Workspace) -> None:
     intend(app, supervised.SUSPENDED)
     assert state(app) is EngineState.SUSPENDED
+
+
+# One that runs, whose node was killed in a dump
+
+
+@pytest.fixture
+def running(app: Workspace) -> Iterator[Workspace]:
+    """It has a supervisor: this process, for want of a better one."""
+    me = procfs.stat(os.getpid())
+    assert me is not None
+    RunDir(str(app.run_dir)).write_live(Live(RUN, procfs.boot_id(), me.process, me.process, 1.0, 2.0))
+    (app.run_dir / "images.new").mkdir()
+    (app.run_dir / "dumping").write_text(f"{RUN}.dump")
+    yield app
+    assert state(app) is EngineState.RUNNING
+
+
+def intent(app: Workspace) -> str | None:
+    return RunDir(str(app.run_dir)).intent(RUN)
+
+
+@pytest.mark.parametrize("wanted", [None, SAVING])
+def test_it_goes_on_after_a_dump_that_was_killed(running: Workspace, wanted: str | None) -> None:
+    if wanted:
+        intend(running, wanted)
+    assert state(running) is EngineState.RUNNING
+    assert not (running.run_dir / "dumping").exists()
+    assert not (running.run_dir / "images.new").exists()
+    assert intent(running) is None
+
+
+def test_a_whole_final_dump_is_kept_while_its_container_ends(running: Workspace) -> None:
+    intend(running, SAVING)
+    (running.run_dir / "images.new/descriptors.json").write_text("[]")
+    (running.run_dir / "criu/dump.log").write_text(WHOLE)
+    assert state(running) is EngineState.RUNNING
+    assert intent(running) == SAVING
+    assert (running.run_dir / "images.new/descriptors.json").exists()
+    assert not (running.run_dir / "dumping").exists()
+
+
+def test_a_dump_that_goes_on_is_left_alone(running: Workspace) -> None:
+    with open(running.run_dir / "dumping", "rb") as note:  # by this node
+        fcntl.flock(note, fcntl.LOCK_EX)
+        assert state(running) is EngineState.RUNNING
+        assert (running.run_dir / "images.new").exists()
+    with subprocess.Popen(["cat"], stdin=-1, env={RUN_MARK: f"{RUN}.dump"}) as criu:  # by CRIU, of another node
+        assert state(running) is EngineState.RUNNING
+        assert (running.run_dir / "images.new").exists()
+        criu.kill()
+    assert state(running) is EngineState.RUNNING
+    assert not (running.run_dir / "images.new").exists()
