@@ -207,6 +207,8 @@ class Daemon:
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
+            else:
+                self._reachable()
             return self._client.api
 
     def _connect(self) -> Any:
@@ -232,12 +234,22 @@ class Daemon:
         """A path to the socket that fits into an address, however long the real one is."""
         if len(os.fsencode(self.socket)) <= _MAX_SOCKET_PATH:
             return str(self.socket)
-        if self._folder_fd < 0:
-            try:
-                self._folder_fd = os.open(self.socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError as error:
-                raise BackendUnavailable(f"LXD is not here: {self.socket.parent}: {error.strerror}") from error
+        try:
+            place = os.stat(self.socket.parent)
+            if self._folder_fd < 0 or not os.path.samestat(place, os.fstat(self._folder_fd)):
+                self._open_folder()
+        except OSError as error:
+            raise BackendUnavailable(f"LXD is not here: {self.socket.parent}: {error.strerror}") from error
         return f"/proc/self/fd/{self._folder_fd}/{self.socket.name}"
+
+    def _open_folder(self) -> None:
+        """Hold the socket's folder; in place of another under the same number, which the client's address has."""
+        found = os.open(self.socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if self._folder_fd < 0:
+            self._folder_fd = found
+        else:
+            os.dup2(found, self._folder_fd, inheritable=False)
+            os.close(found)
 
 
 def find_socket(settings: EngineSettings) -> Path:

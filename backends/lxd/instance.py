@@ -15,7 +15,8 @@ from backends.lxd.daemon import Daemon, LxdError, StillAtWork
 from backends.lxd.settings import LxdSettings
 
 OP_TIMEOUT_S = 30.0
-MEMORY_TIMEOUT_S = 600.0  # gigabytes of memory on a slow disk
+MEMORY_FLOOR_S = 120.0
+MEMORY_BYTES_PER_S = 4 << 20  # of a very slow disk
 
 _STOPPED = 102
 _NOT_FOUND = 404
@@ -26,6 +27,11 @@ _BUSY = "Instance is busy running"
 def name_of(app_id: str) -> str:
     """What the container of an application is called."""
     return f"p2p-{app_id[:12]}"
+
+
+def memory_timeout_s(size: int) -> float:
+    """How long LXD may take to save or restore so many bytes of memory."""
+    return MEMORY_FLOOR_S + size / MEMORY_BYTES_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +116,19 @@ class Instance:
         """
         self._patiently(lambda: self._daemon.wait(self._begin("start", stateful=False), OP_TIMEOUT_S))
 
-    def restore(self, watch: Callable[[], None]) -> None:
+    def restore(self, watch: Callable[[], None], give_up: Callable[[], None], timeout_s: float) -> None:
         """Start it from its saved memory.
 
         Args:
             watch: called about once a second meanwhile.
+            give_up: called when it takes longer than `timeout_s`; it should make LXD come to an end.
 
         Raises:
             StillAtWork, LxdError: as for `start`.
         """
         operation = self._begin("start", stateful=True)
-        deadline = time.monotonic() + MEMORY_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
+        given_up = False
         while True:
             try:
                 self._daemon.wait(operation, 1)
@@ -128,7 +136,10 @@ class Instance:
             except StillAtWork:
                 watch()
                 if time.monotonic() > deadline:
-                    raise
+                    if given_up:
+                        raise
+                    given_up, deadline = True, time.monotonic() + OP_TIMEOUT_S
+                    give_up()
 
     def await_idle(self, watch: Callable[[], None], timeout_s: float) -> None:
         """Wait until LXD has done what it was asked to do with this container, be it by a node that was killed since.
@@ -153,6 +164,10 @@ class Instance:
                     pass
                 break
 
+    def busy(self) -> bool:
+        """Whether LXD is doing something with this container."""
+        return bool(self._operations())
+
     def _operations(self) -> list[str]:
         """What LXD does with this container now."""
         found = self._daemon.get("operations", params={"recursion": 1}) or {}
@@ -163,13 +178,15 @@ class Instance:
             if any(self.name in _last_parts(urls) for urls in (operation.get("resources") or {}).values())
         ]
 
-    def save(self) -> None:
+    def save(self, timeout_s: float) -> None:
         """Write its memory into its volume, and end it. When that fails it runs on.
 
         Raises:
-            StillAtWork, LxdError: as for `start`.
+            StillAtWork: it takes longer than `timeout_s`. It may end either way yet: to end CRIU in the middle of it
+                would ruin the application.
+            LxdError: as for `start`.
         """
-        self._daemon.wait(self._begin("stop", stateful=True), MEMORY_TIMEOUT_S)
+        self._daemon.wait(self._begin("stop", stateful=True), timeout_s)
 
     def stop(self, timeout_s: float) -> bool:
         """Ask it to end, and kill it when it does not.

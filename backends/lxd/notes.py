@@ -43,6 +43,7 @@ class Note:
         memory: the start is one from saved memory.
         before: the note that a start replaced.
         exit: how it ended, where that is known.
+        owner: the process that begins it; None when nobody does, or it was given up.
     """
 
     phase: Phase
@@ -54,10 +55,11 @@ class Note:
     memory: bool = False
     before: "Note | None" = None
     exit: Exit | None = None
+    owner: ProcessId | None = None
 
     def to(self, phase: Phase, exit: Exit | None = None) -> "Note":
         """The same run, one step on."""
-        return replace(self, phase=phase, exit=exit, before=None)
+        return replace(self, phase=phase, exit=exit, before=None, owner=None)
 
 
 def read(workspace: Workspace) -> Note | None:
@@ -93,6 +95,7 @@ def _note(document: dict[str, Any]) -> Note:
         memory=bool(document["memory"]),
         before=None if before is None else _note(before),
         exit=None if exit is None else Exit(**exit),
+        owner=_process(document.get("owner")),
     )
 
 

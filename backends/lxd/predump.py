@@ -23,7 +23,6 @@ from backends.lxd.volume import STATE, Volume
 
 MARK = "precopy"
 
-_TIMEOUT_S = 600.0
 _PAYLOAD = re.compile(r"^(.*?/lxc\.payload\.[^/]+)(?:/.*)?$")
 _ENTRY = re.compile(r"^lxc\.mount\.entry\s*=\s*(\S+)\s+(\S+)\s+(\S+)\s+(\S+)", re.MULTILINE)
 _OPTIONS = (
@@ -37,12 +36,13 @@ class DumpFailed(BackendError):
     """CRIU could not save the memory; the application runs on."""
 
 
-def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init: int) -> float:
+def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init: int, timeout_s: float) -> float:
     """Replace the images in the volume by new ones.
 
     Args:
         name: of the container.
         init: its first process.
+        timeout_s: CRIU is killed when it takes longer.
 
     Returns:
         For how many seconds the application was stopped; rather too many where CRIU does not tell.
@@ -67,7 +67,7 @@ def dump(process: Process, volume: Volume, workspace: Workspace, name: str, init
     problem, began = "", time.monotonic()
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False, cwd="/"
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False, cwd="/"
         )
         problem = criu.why(log) if done.returncode != 0 else ""
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -26,8 +26,10 @@ import pytest
 from backends import config, overlay
 from backends.base import AppLayout, EngineSettings, EngineState
 from backends.errors import BackendError, StartFailed, SuspendFailed
-from backends.lxd import instance, predump
+from backends.lxd import bridge, instance, notes, predump
 from backends.lxd.backend import LxdBackend
+from backends.lxd.daemon import Daemon, StillAtWork
+from backends.lxd.notes import Phase
 from bench.enginelab.lxd import LxdNode, LxdNodeFailed
 from bench.netlab import leftovers as netlab
 from tests.support.apps import eventually, toml
@@ -381,6 +383,85 @@ def test_what_cannot_be_saved_is_told_and_runs_on(sites: Sites, app_id: str) -> 
     assert {entry.name for entry in (layout.state_dir / "upper").iterdir()} <= {"rootfs", "backup.yaml"}
     assert counted(sites.a, layout, above=count)[0] == token
     sites.a.backend.stop(layout)
+
+
+def killed_at(owner: object, step: str, act: Callable[[], object]) -> None:
+    """Do something in a process that is killed when it comes to a step."""
+    child = os.fork()
+    if child == 0:
+        try:
+            setattr(owner, step, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            act()
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("begin", ["start", "resume"])
+def test_what_a_node_started_that_was_killed_then_is_connected(sites: Sites, app_id: str, begin: str) -> None:
+    layout = sites.a.layout(app_id, ECHO, tables=NETWORK)
+    if begin == "resume":
+        sites.a.backend.start(layout)
+        sites.a.backend.suspend(layout)
+    killed_at(bridge, "connect", lambda: getattr(sites.a.backend, begin)(layout))
+    eventually(lambda: sites.a.backend.status(layout).state is EngineState.RUNNING)
+    with connect(sites.client, (ADDRESS, PORT)) as connection:
+        assert echoed(connection, b"hello")
+    found = notes.read(layout)
+    assert found is not None
+    assert found.phase is Phase.RUNNING
+
+
+def test_what_a_node_suspended_that_was_killed_then_is_suspended(sites: Sites, app_id: str) -> None:
+    layout = sites.a.layout(app_id, programs.COUNTER)
+    sites.a.backend.start(layout)
+    token, _ = counted(sites.a, layout)
+    killed_at(Daemon, "wait", lambda: sites.a.backend.suspend(layout))
+    sites.a.backend.suspend(layout)
+    assert sites.a.backend.status(layout).state is EngineState.SUSPENDED
+    assert {entry.name for entry in (layout.state_dir / "upper").iterdir()} == {"rootfs", "state"}
+    count = ticks(sites.a, layout)[-1][1]
+    sites.a.backend.resume(layout)
+    assert counted(sites.a, layout, above=count)[0] == token
+
+
+def test_a_save_that_takes_too_long_is_seen_to_its_end(
+    sites: Sites, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = sites.a.layout(app_id, programs.COUNTER)
+    sites.a.backend.start(layout)
+    token, _ = counted(sites.a, layout)
+    with monkeypatch.context() as patch:
+        patch.setattr(Daemon, "wait", lambda daemon, operation, _: unfinished(operation))
+        with pytest.raises(SuspendFailed, match="not saved yet") as caught:
+            sites.a.backend.suspend(layout)
+    assert caught.value.running
+    eventually(lambda: sites.a.backend.status(layout).state is EngineState.SUSPENDED)
+    count = ticks(sites.a, layout)[-1][1]
+    sites.a.backend.resume(layout)
+    assert counted(sites.a, layout, above=count)[0] == token
+
+
+def unfinished(operation: str) -> None:
+    raise StillAtWork(f"{operation} takes longer")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse")
+def test_what_a_killed_node_could_not_save_is_connected_again(sites: Sites, app_id: str) -> None:
+    layout = sites.a.layout(app_id, f"exec 3<>/dev/fuse\n{ECHO}", tables=NETWORK)
+    sites.a.backend.start(layout)
+    with connect(sites.client, (ADDRESS, PORT)) as connection:
+        assert echoed(connection, b"before")
+        killed_at(Daemon, "wait", lambda: sites.a.backend.suspend(layout))
+
+        def noted() -> Phase | None:
+            assert sites.a.backend.status(layout).state is EngineState.RUNNING
+            found = notes.read(layout)
+            return None if found is None else found.phase
+
+        eventually(lambda: noted() is Phase.RUNNING)
+        assert echoed(connection, b"after")
+        assert not (layout.state_dir / "upper" / "state").exists()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse")

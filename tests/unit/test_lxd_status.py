@@ -1,5 +1,6 @@
 """What is made of LXD's word and the node's own note; and the words of a daemon that answers strangely."""
 
+import contextlib
 import json
 import os
 import socketserver
@@ -15,7 +16,7 @@ import pytest
 from backends import config, procfs
 from backends.base import AppLayout, EngineSettings, EngineState, Exit, Moment
 from backends.errors import BackendUnavailable, StartFailed, StopFailed
-from backends.lxd import failing, inside, instance, notes, predump
+from backends.lxd import failing, inside, instance, notes, predump, takeover
 from backends.lxd.backend import LxdBackend
 from backends.lxd.daemon import Daemon, LxdError, Process, StillAtWork, find_socket
 from backends.lxd.instance import Instance
@@ -155,7 +156,7 @@ def test_nothing_is_begun_while_a_restore_of_a_killed_node_goes_on(
     tmp_path: Path, begin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be begun twice, or without the memory that is just being read."""
-    monkeypatch.setattr(instance, "MEMORY_TIMEOUT_S", 0)
+    monkeypatch.setattr(instance, "MEMORY_FLOOR_S", 0)
     backend, app = LxdBackend(), layout(tmp_path)
     daemon = backend.__dict__["_daemon"] = BusyDaemon(starting(), {"one": 9})
     notes.write(app, Note(Phase.STARTING, BOOT, used_at="now", memory=True, before=MEMORY))
@@ -175,6 +176,55 @@ def test_what_may_be_started_yet_has_not_been_stopped(tmp_path: Path, monkeypatc
         backend.stop(app)
 
 
+@pytest.mark.parametrize(
+    ("phase", "owner", "expected"),
+    [
+        (Phase.STARTING, "dead", True),
+        (Phase.STARTING, None, True),
+        (Phase.SUSPENDING, "dead", True),
+        (Phase.SUSPENDING, "alive", False),
+        (Phase.RUNNING, "dead", False),
+    ],
+)
+def test_what_nobody_is_about_to_finish_may_be_finished(phase: Phase, owner: str | None, expected: bool) -> None:
+    me = procfs.stat(os.getpid())
+    assert me is not None
+    owners = {"alive": me.process, "dead": me.process._replace(start=1), None: None}
+    assert takeover.pending(Note(phase, BOOT, owner=owners[owner])) is expected
+    assert not takeover.pending(None)
+
+
+def test_time_for_memory_grows_with_it() -> None:
+    assert instance.memory_timeout_s(0) >= 60
+    assert instance.memory_timeout_s(64 << 30) > 4 * 3600
+
+
+class SlowDaemon(FakeDaemon):
+    """One whose every operation takes too long, until it has been helped."""
+
+    helped = False
+
+    def put(self, *path: str, body: Mapping[str, Any]) -> str:
+        return "operation"
+
+    def wait(self, operation: str, timeout_s: float) -> Mapping[str, Any]:
+        raise LxdError("LXD: restoring failed", 400) if self.helped else StillAtWork("LXD: restoring takes longer")
+
+
+def test_a_restore_that_takes_too_long_is_brought_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = SlowDaemon(stopped(stateful=True))
+
+    def help_it() -> None:
+        daemon.helped = True
+
+    with pytest.raises(LxdError, match="failed"):
+        Instance(daemon, NAME).restore(lambda: None, help_it, 0)
+    daemon.helped = False
+    monkeypatch.setattr(instance, "OP_TIMEOUT_S", 0)
+    with pytest.raises(StillAtWork):
+        Instance(daemon, NAME).restore(lambda: None, lambda: None, 0)
+
+
 def test_an_exit_that_the_script_told(tmp_path: Path) -> None:
     app = layout(tmp_path)
     (app.state_dir / "upper" / "rootfs" / inside.FOLDER / "exit").write_text("7\n")
@@ -190,7 +240,7 @@ def test_notes_are_read_as_they_were_written(tmp_path: Path) -> None:
     me = procfs.stat(1)
     assert me is not None
     before = RAN.to(Phase.STOPPED, Exit(None, 9, asked=True, forced=True))
-    note = Note(Phase.STARTING, BOOT, me.process, me.process, STARTED, "then", True, before)
+    note = Note(Phase.STARTING, BOOT, me.process, me.process, STARTED, "then", True, before, owner=me.process)
     notes.write(app, note)
     assert notes.read(app) == note
     (app.run_dir / "lxd.json").write_text("{")
@@ -284,14 +334,21 @@ class Answers(BaseHTTPRequestHandler):
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     pytest.importorskip("pylxd")
     folder = tmp_path / ("long" * 30)
+    with answering(folder):
+        yield Daemon(EngineSettings(lxd_socket=folder / "socket"))
+
+
+@contextlib.contextmanager
+def answering(folder: Path) -> Iterator[None]:
+    """An LXD whose folder is made for it."""
     folder.mkdir()
-    short = tmp_path / "s"
+    short = folder.parent / "s"
     with socketserver.ThreadingUnixStreamServer(str(short), Answers) as server:
         short.rename(folder / "socket")
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield Daemon(EngineSettings(lxd_socket=folder / "socket"))
+        yield
         server.shutdown()
         thread.join()
 
@@ -325,6 +382,24 @@ def test_a_daemon_behind_a_long_path_is_asked(daemon: Daemon, monkeypatch: pytes
     with pytest.raises(LxdError) as caught:
         daemon.get("absent")
     assert caught.value.status == 404
+
+
+def test_a_daemon_whose_folder_was_replaced_is_found_again(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(version: str) -> dict[str, object]:
+        body = {"auth": "trusted", "environment": {"server_version": version}}
+        return {"/1.0": sync(body)}
+
+    monkeypatch.setattr(Answers, "rows", rows("5.0.2"))
+    assert daemon.version() == "5.0.2"
+    folder = daemon.socket.parent
+    folder.rename(folder.parent / "old")
+    (folder.parent / "old" / "socket").unlink()
+    with pytest.raises(BackendUnavailable, match="LXD is not here"):
+        daemon.version()
+    monkeypatch.setattr(Answers, "rows", rows("5.0.3"))
+    with answering(folder):
+        assert daemon.version() == "5.0.3"
+        assert daemon.process().pid == os.getpid()
 
 
 def test_a_daemon_that_does_not_trust_us_is_not_used(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
