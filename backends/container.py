@@ -15,7 +15,7 @@ import signal
 import time
 from pathlib import Path
 
-from backends import appnet, criu, memory, oci, overlay, procfs
+from backends import appnet, criu, memory, oci, overlay, procfs, tcprepair
 from backends.base import AppLayout, EngineSettings, Workspace
 from backends.command import IN_CONTAINER, RUN_MARK
 from backends.dumps import Dumps
@@ -230,16 +230,26 @@ class Container:
             tcp_established=options.tcp_established,
             memory_bytes=lambda: memory.anonymous_bytes(process.pid for process in self.processes()),
             ended=lambda: not procfs.alive(first),
+            undo=self._end_repair,
             go_on=self._go_on,
         )
 
     def settle_dump(self, first: ProcessId, *, final: bool, interrupt: bool = False) -> bool:
         """As `Dumps.settle`, of the run with that first process."""
         return self.dumps.settle(
-            ended=lambda: not procfs.alive(first), go_on=self._go_on, final=final, interrupt=interrupt
+            ended=lambda: not procfs.alive(first),
+            undo=self._end_repair,
+            go_on=self._go_on,
+            final=final,
+            interrupt=interrupt,
         )
 
+    def _end_repair(self) -> None:
+        tcprepair.end_repair(process.pid for process in self.processes())
+
     def _go_on(self) -> None:
+        """Undo what a killed dump did to the processes: their connections first, for frozen they cannot use them."""
+        self._end_repair()
         self.thaw()
         self.dumps.abandon()
 

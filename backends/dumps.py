@@ -64,6 +64,7 @@ class Dumps:
         tcp_established: bool,
         memory_bytes: Callable[[], int],
         ended: Callable[[], bool],
+        undo: Callable[[], None],
         go_on: Callable[[], None],
     ) -> None:
         """Have the memory written to a new folder; the processes end unless `leave_running`.
@@ -75,6 +76,7 @@ class Dumps:
             run: the run of the application that is saved.
             memory_bytes: how much there is to save, about.
             ended: whether the first process has ended.
+            undo: takes back what CRIU did to the processes, before it is killed.
             go_on: lets the processes go on after a dump that failed, and calls `abandon`.
 
         Raises:
@@ -92,6 +94,7 @@ class Dumps:
                     mark=mark,
                     memory_bytes=memory_bytes,
                     spare=lambda: not leave_running and self._is_ending(ended),
+                    undo=undo,
                 )
             except EngineFailed as error:
                 if not leave_running and self.is_whole():  # what failed came after CRIU
@@ -104,12 +107,18 @@ class Dumps:
                 raise
 
     def settle(
-        self, *, ended: Callable[[], bool], go_on: Callable[[], None], final: bool, interrupt: bool = False
+        self,
+        *,
+        ended: Callable[[], bool],
+        undo: Callable[[], None],
+        go_on: Callable[[], None],
+        final: bool,
+        interrupt: bool = False,
     ) -> bool:
         """See to a dump whose node was killed, unless it goes on still.
 
         Args:
-            ended, go_on: as for `make`.
+            ended, undo, go_on: as for `make`.
             final: whether that node wanted the application to end, once it was saved.
             interrupt: end a dump that goes on.
 
@@ -119,7 +128,7 @@ class Dumps:
         with self._orphaned() as mark:
             if mark is None or (not interrupt and procfs.marked(RUN_MARK, mark)):
                 return False
-            end_marked(mark, lambda: final and self._is_ending(ended))
+            end_marked(mark, lambda: final and self._is_ending(ended), undo)
             saved = final and self.is_whole()
             if not saved:
                 go_on()

@@ -92,6 +92,7 @@ class Runc:
         mark: str | None = None,
         memory_bytes: Callable[[], int] = lambda: 0,
         spare: Callable[[], bool] = lambda: False,
+        undo: Callable[[], None] = lambda: None,
     ) -> None:
         """Run a command of runc to its end; in a session of its own, so that it survives a node that is killed.
 
@@ -100,7 +101,7 @@ class Runc:
         Args:
             mark: in the environment of runc and CRIU.
             memory_bytes: how much memory it works on; asked only when it takes long.
-            spare: whether it has passed the point of no return, asked while it is held: it is given more time then.
+            spare, undo: as for `end_marked`.
 
         Raises:
             EngineFailed: it did not do it, in runc's words.
@@ -129,7 +130,7 @@ class Runc:
         except subprocess.TimeoutExpired:
             problem = f"runc {words[0]} did not end within {limit:g} s"
         # CRIU may be at work still, also when runc was killed.
-        if problem and not (mark is not None and end_marked(mark, spare)):
+        if problem and not (mark is not None and end_marked(mark, spare, undo)):
             process.kill()
             process.wait()
             raise EngineFailed(problem)
@@ -149,10 +150,14 @@ class Runc:
         return ""
 
 
-def end_marked(mark: str, spare: Callable[[], bool] = lambda: False) -> bool:
+def end_marked(mark: str, spare: Callable[[], bool] = lambda: False, undo: Callable[[], None] = lambda: None) -> bool:
     """End all that bears this mark.
 
     All of it is held first, so that nothing of it can happen between the question whether to spare it and its end.
+
+    Args:
+        spare: whether it has passed the point of no return; it is given more time then.
+        undo: takes back what it has begun; before its end, for then the application goes on at once.
 
     Returns:
         Whether it was spared, and has ended by itself since.
@@ -168,6 +173,8 @@ def end_marked(mark: str, spare: Callable[[], bool] = lambda: False) -> bool:
             procfs.send(process, signal.SIGCONT)
         if wait_marked(mark, _END_TIMEOUT_S):
             return True
+    if held:
+        undo()
     deadline = time.monotonic() + _END_TIMEOUT_S
     while (left := procfs.marked(RUN_MARK, mark)) and time.monotonic() < deadline:
         for process in left:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -14,15 +15,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from backends import config, criu, overlay, procfs
+from backends import config, criu, memory, overlay, procfs, runccli
 from backends.base import AppLayout, EngineSettings, EngineState
+from backends.command import RUN_MARK
+from backends.container import Container
 from backends.errors import ConfigError, StartFailed, SuspendFailed
 from backends.runc import RuncBackend
+from backends.rundir import RunDir
 from bench.enginelab.runc import RuncNode
 from bench.netlab import leftovers as netlab
 from tests.support import apps
@@ -30,7 +35,7 @@ from tests.support.apps import eventually, executing, toml
 from tests.support.contract import leftovers
 from tests.support.rootfs import PYTHON, python_rootfs
 
-APP_ID = secrets.token_hex(16)
+APP_ID = os.environ.get("P2P_TEST_APP") or secrets.token_hex(16)
 """Another one each time: what runs of the test side by side leave must not be taken for this one's."""
 
 PROBE = RuncBackend().probe()
@@ -57,6 +62,11 @@ while True:
         file.flush()
 """
 
+WAITING_SERVER = SERVER.replace("import socket\n", "import select, socket\n").replace(
+    "    for line in file:", "    while select.select([client], [], []) and (line := file.readline()):"
+)
+"""One that reads from a connection only when there is something to read."""
+
 COUNTER = """
 import os, signal, sys, time
 count = 0
@@ -68,6 +78,8 @@ while True:
     with open("count", "w") as file: file.write(str(count))
     if count % 10 == 0: print("count", count, flush=True)
 """
+
+BIG = "memory = bytearray(b'x') * (40 << 20)\n"
 
 HOLDS_A_DEVICE = """
 import os, signal, sys, time
@@ -199,6 +211,14 @@ def count(layout: AppLayout) -> int:
     with contextlib.suppress(FileNotFoundError, ValueError):
         return int((layout.state_dir / "upper/var/lib/p2player/count").read_text())
     return 0
+
+
+def at_once(condition: Callable[[], bool]) -> None:
+    """As `eventually`, for what is soon over again."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.0005)
 
 
 def root_of(layout: AppLayout) -> Path:
@@ -335,12 +355,14 @@ def test_a_container_that_a_killed_dump_left_frozen_can_be_stopped(room: Room) -
 
 
 NODE = """
-import sys
-from backends.runc import RuncBackend
+import json, sys
+from bench.enginelab.runc import RuncNode
 from tests.real.test_runc_backend import Room
 from pathlib import Path
 room = Room(Path(sys.argv[1]), Path(sys.argv[2]))
-layout = room.layout(room.here, sys.argv[3])
+netns, table = json.loads(sys.argv[4])
+room.here = RuncNode(room.folder / "here", "here", netns=netns)
+layout = room.layout(room.here, sys.argv[3], table)
 backend = room.here.backend
 print(backend.start(layout).pid, flush=True)
 sys.stdin.readline()
@@ -350,10 +372,13 @@ backend.suspend(layout)
 
 
 @contextlib.contextmanager
-def another_node(room: Room, program: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
-    command = [sys.executable, "-c", NODE, str(room.folder), str(room.base), program]
+def another_node(
+    room: Room, program: str, netns: str | None = None, table: Mapping[str, object] | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     place = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, cwd=place, text=True) as node:
+    command = [sys.executable, "-c", NODE, str(room.folder), str(room.base), program, json.dumps([netns, table])]
+    env = {**os.environ, "P2P_TEST_APP": APP_ID}
+    with subprocess.Popen(command, stdin=-1, stdout=-1, cwd=place, env=env, text=True) as node:
         assert node.stdout is not None
         try:
             yield node, int(node.stdout.readline())
@@ -362,9 +387,8 @@ def another_node(room: Room, program: str) -> Iterator[tuple["subprocess.Popen[s
 
 
 def test_a_dump_goes_on_when_the_node_is_killed_and_its_successor_takes_it(room: Room) -> None:
-    big = "memory = bytearray(b'x') * (40 << 20)\n" + COUNTER
-    layout = room.layout(room.here, big)
-    with another_node(room, big) as (node, pid):
+    layout = room.layout(room.here, BIG + COUNTER)
+    with another_node(room, BIG + COUNTER) as (node, pid):
         assert node.stdin is not None
         assert node.stdout is not None
         eventually(lambda: count(layout) > 10)
@@ -382,20 +406,95 @@ def test_a_dump_goes_on_when_the_node_is_killed_and_its_successor_takes_it(room:
     assert log(room.here, layout).count("ready") == 1
 
 
-def test_a_restore_that_fails_executes_nothing_and_says_why(room: Room) -> None:
-    layout = room.layout(room.here, COUNTER)
-    backend = room.here.backend
-    backend.start(layout)
-    ready(room.here, layout)
-    backend.suspend(layout)
-    image = layout.state_dir / "images/files.img"
-    whole = image.read_bytes()
-    image.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StartFailed, match="cannot restore shop: CRIU: ") as caught:
-        backend.resume(layout)
+def said(layout: AppLayout, text: bytes) -> bool:
+    """Whether CRIU has come so far in its dump."""
+    with contextlib.suppress(FileNotFoundError):
+        return text in (layout.run_dir / "criu/dump.log").read_bytes()
+    return False
+
+
+def dumping(layout: AppLayout) -> list[procfs.ProcessId]:
+    """runc and CRIU, at work on a dump."""
+    live = RunDir(str(layout.run_dir)).live()
+    assert live is not None
+    return procfs.marked(RUN_MARK, f"{live.run}.dump")
+
+
+# Restores that fail
+
+
+@pytest.fixture
+def suspended(room: Room) -> AppLayout:
+    layout = room.layout(room.here, BIG + COUNTER)
+    room.here.backend.start(layout)
+    eventually(lambda: count(layout) > 10)
+    room.here.backend.suspend(layout)
+    return layout
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "reason"),
+    [
+        ("files.img", 0.5, "CRIU: "),
+        ("inventory.img", None, "CRIU: "),
+        ("pages-1.img", 0.9, r"pages-1\.img is truncated: it has \d+ of \d+ bytes"),
+        ("pages-1.img", None, r"pages-1\.img: No such file"),
+        ("descriptors.json", None, r"open \S+/descriptors\.json: no such file"),
+    ],
+)
+def test_a_restore_of_damaged_images_executes_nothing_and_can_be_done_again(
+    room: Room, suspended: AppLayout, name: str, kept: float | None, reason: str
+) -> None:
+    backend, folder = room.here.backend, suspended.state_dir / "images"
+    whole = (folder / name).read_bytes()
+    if kept is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(whole[: int(len(whole) * kept)])
+    found, before = contents(folder), count(suspended)
+    for begin in (backend.resume, backend.restore):
+        with pytest.raises(StartFailed, match=f"cannot restore shop: {reason}") as caught:
+            begin(suspended)
+        assert not caught.value.executed
+        status = backend.status(suspended)
+        assert (status.state, status.executing) == (EngineState.SUSPENDED, False)
+        assert not overlay.is_mounted(root_of(suspended))
+        assert contents(folder) == found
+    (folder / name).write_bytes(whole)
+    assert count(suspended) == before
+    backend.resume(suspended)
+    eventually(lambda: count(suspended) > before)
+    assert log(room.here, suspended).count("ready") == 1
+
+
+def test_a_criu_that_is_killed_in_a_restore_leaves_nothing_in_tmp(room: Room, suspended: AppLayout) -> None:
+    backend, killed = room.here.backend, threading.Event()
+
+    def kill() -> None:
+        """As soon as it has made its folder."""
+        at_once(lambda: any((suspended.run_dir / "tmp").glob(".criu.mntns.*")))
+        mark = (suspended.run_dir / "restoring").read_text()
+        while left := procfs.marked(RUN_MARK, mark):
+            for process in left:
+                procfs.send(process, signal.SIGKILL)
+            killed.set()
+
+    with ThreadPoolExecutor() as pool:
+        done = pool.submit(kill)
+        with pytest.raises(StartFailed) as caught:
+            backend.resume(suspended)
+        done.result()
+    assert killed.is_set()
     assert not caught.value.executed
-    assert not backend.status(layout).executing
-    assert not overlay.is_mounted(root_of(layout))
+    made = re.search(r"/tmp/\.criu\.mntns\.\w+", (suspended.run_dir / "criu/restore.log").read_text())
+    assert made is not None
+    assert not Path(made[0]).exists()
+    assert not (suspended.run_dir / "tmp").exists()
+    backend.resume(suspended)
 
 
 def test_a_missing_bridge_is_told(room: Room) -> None:
@@ -548,6 +647,123 @@ def test_a_connection_to_the_node_itself_ends_where_its_address_is_not(room: Roo
     with connect(lan[1], ("127.0.0.1", 7000)) as client:
         client.sendall(b"z\n")
         assert client.recv(100) == b"3 z\n"
+
+
+def test_a_dump_that_takes_too_long_is_ended_with_criu(
+    room: Room, lan: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CRIU would go on without runc, and end the application after it was reported to run."""
+    room.here = RuncNode(room.folder / "here", "here", netns=f"/run/netns/{lan[0]}")
+    layout = room.layout(room.here, BIG + SERVER)
+    backend = room.here.backend
+    pid = backend.start(layout).pid
+    ready(room.here, layout)
+
+    def when_locked(_: object) -> int:
+        """Asked when the usual time has passed."""
+        at_once(lambda: said(layout, b"Locked"))
+        for process in dumping(layout):
+            procfs.send(process, signal.SIGSTOP)
+        return 0
+
+    with connect(lan[0], ("10.88.0.1", 7000)) as client:
+        client.settimeout(5)
+        for number, leave_running in enumerate((True, False), start=1):
+            client.sendall(b"x\n")
+            assert client.recv(100) == b"%d x\n" % number
+            with monkeypatch.context() as patch:
+                patch.setattr(runccli, "TIMEOUT_S", 0.02)
+                patch.setattr(memory, "anonymous_bytes", when_locked)
+                with pytest.raises(SuspendFailed, match=r"runc checkpoint did not end within 0\.02 s") as caught:
+                    backend.checkpoint(layout, leave_running=leave_running)
+            assert caught.value.running
+            assert dumping(layout) == []
+            assert "DROP" not in filters(lan[0])
+            assert backend.status(layout).pid == pid
+        backend.suspend(layout)
+        backend.resume(layout)
+        client.sendall(b"x\n")
+        assert client.recv(100) == b"3 x\n"
+
+
+@pytest.mark.parametrize("network", ["host", "bridge:lan0"])
+def test_an_application_goes_on_whose_dump_was_killed_with_its_node(
+    room: Room, lan: tuple[str, str], network: str
+) -> None:
+    """It is neither frozen, nor are its connections: not in repair, and their packets not filtered.
+
+    One that is in the middle of reading from a connection is refused by the kernel at once, so this one is not.
+    """
+    netns = f"/run/netns/{lan[0]}"
+    room.here = RuncNode(room.folder / "here", "here", netns=netns)
+    table = {"network": network} | ({} if network == "host" else {"ipv4": "10.88.0.5/24"})
+    layout = room.layout(room.here, BIG + WAITING_SERVER, table)
+    with another_node(room, BIG + WAITING_SERVER, netns, table) as (node, pid):
+        assert node.stdin is not None
+        assert node.stdout is not None
+        ready(room.here, layout)
+        with connect(lan[0], ("10.88.0.1" if network == "host" else "10.88.0.5", 7000)) as client:
+            client.sendall(b"x\n")
+            assert client.recv(100) == b"1 x\n"
+            print(file=node.stdin, flush=True)
+            node.stdout.readline()
+            locked = b"Locked" if network == "host" else b"Running network-lock"
+            at_once(lambda: said(layout, locked))
+            node.kill()
+            node.wait()
+            while left := dumping(layout):
+                for process in left:
+                    procfs.send(process, signal.SIGKILL)
+            status = room.here.backend.status(layout)
+            assert (status.state, status.pid) == (EngineState.RUNNING, pid)
+            client.sendall(b"y\n")
+            assert client.recv(100) == b"2 y\n"
+            assert "DROP" not in filters(lan[0])
+            room.here.backend.suspend(layout)
+            room.here.backend.resume(layout)
+            client.sendall(b"z\n")
+            assert client.recv(100) == b"3 z\n"
+
+
+def test_the_next_node_announces_the_address_of_one_whose_node_was_killed_in_a_restore(
+    room: Room, lan: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.here = RuncNode(room.folder / "here", "here", netns=f"/run/netns/{lan[0]}")
+    backend = room.here.backend
+    layout = room.layout(room.here, SERVER, {"network": "bridge:lan0", "ipv4": "10.88.0.5/24"})
+    backend.start(layout)
+    ready(room.here, layout)
+    backend.suspend(layout)
+    with monkeypatch.context() as patch:
+        patch.setattr(Container, "announce", lambda _: None)  # it was killed before
+        backend.resume(layout)
+    with heard(lan[0], "lan0") as link:
+        backend.status(layout)
+        assert link.recv(100)[28:32] == socket.inet_aton("10.88.0.5")  # the sender's address
+        link.recv(100)
+        backend.status(layout)
+        link.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            link.recv(100)
+
+
+@contextlib.contextmanager
+def heard(netns: str, device: str) -> Iterator[socket.socket]:
+    """What ARP tells at a device of another network namespace."""
+    made: list[socket.socket] = []
+
+    def body() -> None:
+        with open(f"/run/netns/{netns}") as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0
+        made.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    with made[0] as link:
+        link.bind((device, 0x0806))
+        link.settimeout(5)
+        yield link
 
 
 # Around it
