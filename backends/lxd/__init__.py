@@ -6,7 +6,7 @@ fitness      whether that daemon will do, here and for containers of another mac
 instance     one container as the daemon knows it: what it is made of, its states
 backup       how containers are made
 volume       its file system: an overlay of the layers, mounted where the daemon looks for it
-bridge       its connection to a bridge: made when its memory is back, cut before that is saved
+bridge       its connection to a bridge, made when its memory is back; silence while it is saved
 inside       files in the container that p2player writes and reads: the init script, the log, the exit code
 notes        what was asked of the container, for after a restart of the node
 application  the container, the volume and the note of one application together

@@ -87,15 +87,7 @@ class Application:
         Raises:
             BackendError: the kernel refused.
         """
-        bridge.connect(self.process, self.table, self._outer(), init.pid)
-
-    def disconnect(self) -> None:
-        """Let no packets through to the container.
-
-        Raises:
-            BackendError: the kernel refused.
-        """
-        bridge.disconnect(self.process, self.table, self._outer())
+        bridge.connect(self.process, self.table, self.outer(), init.pid)
 
     def patience_s(self) -> float:
         """How long LXD may take to save or restore the memory of this application as it is now."""
@@ -136,7 +128,7 @@ class Application:
         log.write(printed)
         log.close()
 
-    def _outer(self) -> str:
+    def outer(self) -> str:
         """What LXD calls the outer end of the container's network device; empty when it has none."""
         row = self.container.row()
         return "" if row is None else row.outer

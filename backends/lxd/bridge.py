@@ -5,15 +5,16 @@ packet of an open connection that arrives before CRIU has restored that connecti
 LXD is asked for a pair that leads nowhere (`nictype: p2p`), and the outer end goes onto the bridge when the memory is
 back; then an unasked ARP answer tells the neighbours where the address is now.
 
-It leaves the bridge again before the memory is saved. CRIU's packet filter keeps the saved connections silent for as
-long as the network namespace lives; when that is taken down, the kernel unhooks the filter first and the interfaces
-after it, and answers with a reset whatever arrives in between. LXC keeps the namespace of a container that it started
-until LXD has taken the interface out of it, but not that of one that it restored.
+CRIU's packet filter keeps the saved connections silent for as long as the network namespace lives. When that is taken
+down, the kernel unhooks the filter first and takes the interfaces away after it, and answers with a reset whatever
+arrives in between. LXC keeps the namespace of a container that it started until LXD has taken the interface out of it,
+but not that of one that it restored. So whoever saves a container keeps its namespace (`kept`) until the pair is gone.
 """
 
 import contextlib
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from backends import appnet
@@ -67,6 +68,23 @@ def disconnect(process: Process, settings: LxdSettings, outer: str) -> None:
     """
     if settings.bridge is not None:
         _ip(process, "link", "set", outer, "nomaster")
+
+
+@contextlib.contextmanager
+def kept(settings: LxdSettings, init: int) -> Iterator[None]:
+    """Keep the network namespace of a container, whose first process this is, though the container ends."""
+    if settings.bridge is None:
+        yield
+        return
+    with open(f"/proc/{init}/ns/net", "rb"):
+        yield
+
+
+def remove(process: Process, settings: LxdSettings, outer: str) -> None:
+    """Delete the pair of a container that has ended, if LXD has not done so."""
+    if settings.bridge is not None:
+        with contextlib.suppress(BackendError):
+            _ip(process, "link", "delete", outer)
 
 
 def remove_spare(process: Process, settings: LxdSettings) -> None:
