@@ -1,7 +1,7 @@
 """Whether a folder of CRIU's images can be restored, as far as can be told without CRIU.
 
-CRIU reads the pages of memory last, in the restored processes themselves, and one that finds its file too short may
-wait for ever. So that is looked at before. Other damage CRIU finds by itself, and says so.
+CRIU reads the pages of memory last, in the restored processes themselves, and may do so for ever when their file is
+too short. So that is looked at before. Other damage CRIU finds by itself, and says so.
 """
 
 import os
@@ -23,8 +23,8 @@ def damage(images: Path) -> str | None:
             continue
         try:
             number, wanted = _pages_of(images / name)
-        except ImageInvalid as error:
-            return f"{name}: {error}"
+        except ImageInvalid:
+            continue  # it may be newer than what is known here
         except OSError as error:
             return f"{name}: {error.strerror}"
         pages = images / f"pages-{number}.img"

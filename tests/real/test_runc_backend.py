@@ -441,6 +441,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     [
         ("files.img", 0.5, "CRIU: "),
         ("inventory.img", None, "CRIU: "),
+        ("pagemap-1.img", 0.5, "CRIU: "),
         ("pages-1.img", 0.9, r"pages-1\.img is truncated: it has \d+ of \d+ bytes"),
         ("pages-1.img", None, r"pages-1\.img: No such file"),
         ("descriptors.json", None, r"open \S+/descriptors\.json: no such file"),

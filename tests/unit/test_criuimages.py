@@ -50,13 +50,11 @@ def test_missing_pages_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 5, 9, 20])
-def test_a_pagemap_that_makes_no_sense_is_told(tmp_path: Path, length: int) -> None:
-    images(tmp_path, 1, [(3, PRESENT)], 3)
+def test_a_pagemap_that_makes_no_sense_is_for_criu_to_judge(tmp_path: Path, length: int) -> None:
+    images(tmp_path, 1, [(3, PRESENT)], 0)
     path = tmp_path / "pagemap-1.img"
     path.write_bytes(path.read_bytes()[:length])
-    found = criuimages.damage(tmp_path)
-    assert found is not None
-    assert found.startswith("pagemap-1.img: ")
+    assert criuimages.damage(tmp_path) is None
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
