@@ -58,7 +58,8 @@ class Application:
     def begun(self, note: Note) -> None:
         """Note what this process is about to ask LXD for."""
         me = procfs.stat(os.getpid())
-        self.remember(replace(note, owner=None if me is None else me.process))
+        with notes.held(self.workspace):
+            self.remember(replace(note, owner=None if me is None else me.process))
 
     def unnoted(self) -> Note:
         """A note for a container that runs, and of which there is none."""

@@ -23,7 +23,7 @@ def stop(app: Application) -> None:
     note = app.note()
     if row is not None and not row.stopped:
         running = note if note is not None else app.unnoted()
-        app.remember(running.to(Phase.STOPPING))
+        app.begun(running.to(Phase.STOPPING))
         try:
             forced = container.stop(workspace.config.stop_timeout_s)
         except LxdError as error:

@@ -4,8 +4,11 @@ One file, replaced atomically. `used_at` is what LXD had for the time of the las
 long as that has not changed, nothing of the application executed since.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +18,7 @@ from backends.base import Exit, Moment, Workspace
 from backends.procfs import ProcessId
 
 _NAME = "lxd.json"
+_LOCK = "lxd.lock"
 _MAX_BYTES = 16 << 10
 
 
@@ -81,6 +85,15 @@ def write(workspace: Workspace, note: Note | None) -> None:
     beside = Path(f"{path}.new")
     beside.write_text(json.dumps(asdict(note)))
     os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def held(workspace: Workspace) -> Iterator[None]:
+    """Hold the note, so that nobody who does the same changes it meanwhile; in whatever thread or process."""
+    workspace.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(workspace.run_dir / _LOCK, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _note(document: dict[str, Any]) -> Note:

@@ -5,9 +5,11 @@ until somebody puts it on its bridge. A note tells which process begins somethin
 gone may another finish it.
 """
 
+import contextlib
+
 from backends import procfs
 from backends.errors import BackendError
-from backends.lxd import bridge, saving
+from backends.lxd import bridge, notes, saving
 from backends.lxd.application import Application
 from backends.lxd.notes import Note, Phase
 
@@ -27,18 +29,20 @@ def finish(app: Application, note: Note) -> None:
     Args:
         note: one that is `pending`.
     """
-    try:
-        if app.container.busy():
-            return
-        running = app.unnoted()
-        if running.init is None:  # it has ended
-            return
-        if note.phase is Phase.SUSPENDING:
-            saving.call_off(app, note if note.init == running.init else running.to(Phase.SUSPENDING))
-            return
-        app.connect(running.init)
-        app.remember(running)
-        if note.memory:
-            bridge.remove_spare(app.process, app.table)
-    except (BackendError, OSError):
+    with contextlib.suppress(BackendError, OSError), notes.held(app.workspace):
+        # `status` is asked at any time: others may have finished it, or begun something else.
+        if app.note() == note and not app.container.busy():
+            _finish(app, note)
+
+
+def _finish(app: Application, note: Note) -> None:
+    running = app.unnoted()
+    if running.init is None:  # it has ended
         return
+    if note.phase is Phase.SUSPENDING:
+        saving.call_off(app, note if note.init == running.init else running.to(Phase.SUSPENDING))
+        return
+    app.connect(running.init)
+    app.remember(running)
+    if note.memory:
+        bridge.remove_spare(app.process, app.table)

@@ -17,6 +17,7 @@ from backends import config, procfs
 from backends.base import AppLayout, EngineSettings, EngineState, Exit, Moment
 from backends.errors import BackendUnavailable, StartFailed, StopFailed
 from backends.lxd import failing, inside, instance, notes, predump, takeover
+from backends.lxd.application import Application
 from backends.lxd.backend import LxdBackend
 from backends.lxd.daemon import Daemon, LxdError, Process, StillAtWork, find_socket
 from backends.lxd.instance import Instance
@@ -192,6 +193,19 @@ def test_what_nobody_is_about_to_finish_may_be_finished(phase: Phase, owner: str
     owners = {"alive": me.process, "dead": me.process._replace(start=1), None: None}
     assert takeover.pending(Note(phase, BOOT, owner=owners[owner])) is expected
     assert not takeover.pending(None)
+
+
+def test_what_was_begun_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    """A look at an application may be slow, and overlap with what is done to it."""
+    workspace = layout(tmp_path)
+    saving = RAN.to(Phase.SUSPENDING)
+    app = Application(FakeDaemon(stopped()), workspace)  # which would complain
+    app.begun(saving)
+    begun = notes.read(workspace)
+    assert begun is not None
+    assert begun.owner is not None
+    takeover.finish(app, saving)
+    assert notes.read(workspace) == begun
 
 
 def test_time_for_memory_grows_with_it() -> None:
