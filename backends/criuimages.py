@@ -13,12 +13,12 @@ from chunkstore.images.layout import PAGE_BYTES
 
 
 def damage(images: Path) -> str | None:
-    """What is wrong with the memory pages of these images, in one line; None when nothing is.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    for name in sorted(os.listdir(images)):
+    """What is wrong with the memory pages of these images, in one line; None when nothing is."""
+    try:
+        names = sorted(os.listdir(images))
+    except OSError as error:
+        return f"{images.name}: {error.strerror}"
+    for name in names:
         if not criu.is_map_name(os.fsencode(name)):
             continue
         try:

@@ -156,11 +156,7 @@ class RuncBackend:
         container = self._container(layout)
         if not container.dumps.images.exists():
             return self.start(layout)
-        try:
-            problem = container.dumps.damage()
-        except OSError as error:
-            problem = error.strerror
-        if problem is not None:
+        if (problem := container.dumps.damage()) is not None:
             raise StartFailed(f"cannot restore {layout.name}: {problem}", executed=False)
         options = self._prepare(layout)
         try:
