@@ -17,8 +17,8 @@ from typing import Any
 
 from backends.base import Adopted
 from backends.errors import BackendError
-from backends.libvirt import domain
 from backends.libvirt.connection import Connection, library
+from backends.libvirt.description import parse
 from backends.libvirt.disks import QCOW2, RAW, disk_of, qemu_img
 from backends.libvirt.image import Image, inspect
 from backends.libvirt.table import BUSES
@@ -94,7 +94,7 @@ def examine(description: str) -> Found:
     Raises:
         NotAdoptable: it has what this backend does not give to a machine.
     """
-    root = domain.parse(description)
+    root = parse(description)
     system = root.find("os")
     kind = None if system is None else system.find("type")
     if root.get("type") not in ("kvm", "qemu") or system is None or kind is None or kind.text != "hvm":

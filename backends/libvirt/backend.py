@@ -18,8 +18,6 @@ disk, serves only as the basis of a delta.
 
 import os
 import shutil
-import signal
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,8 +28,6 @@ from backends.base import (
     Capabilities,
     Checkpoint,
     EngineSettings,
-    Exit,
-    Moment,
     Probe,
     Started,
     Status,
@@ -49,13 +45,24 @@ from backends.errors import (
 )
 from backends.folders import remove_tree
 from backends.hooks import run_hook
-from backends.libvirt import adopt, console, disks, domain, facts, savefile, saving, starting, table
+from backends.libvirt import (
+    adopt,
+    console,
+    description,
+    disks,
+    domain,
+    facts,
+    savefile,
+    saving,
+    starting,
+    stopping,
+    table,
+)
 from backends.libvirt.connection import Connection
 from backends.libvirt.facts import Host
 from backends.libvirt.instance import Instance
 from backends.libvirt.kvm import KvmProbe, Verdict
 from backends.libvirt.machine import Seen
-from backends.libvirt.notes import Note, Phase
 from backends.libvirt.place import boot_files, place_of
 
 
@@ -108,25 +115,7 @@ class LibvirtBackend:
 
     def stop(self, workspace: Workspace) -> None:
         """Press the power button; destroy it when it takes too long."""
-        instance = self._instance(workspace)
-        seen = instance.look()
-        if seen is Seen.GONE:
-            instance.status()  # which notes how it ended
-            return
-        if seen is Seen.HELD and instance.never_let_go():
-            instance.destroy()
-            note = instance.note() or Note.fresh(Phase.LOADING)
-            saved = instance.saved() is not None
-            instance.remember(note.now(Phase.SAVED) if saved else note.now(Phase.ENDED, Exit(0, None, asked=True)))
-            return
-        note = instance.running_note()
-        instance.remember(note.now(Phase.STOPPING))
-        # One that is held would not notice the button.
-        willing = seen is Seen.EXECUTING and instance.machine.shut_down(workspace.config.stop_timeout_s)
-        if not willing:
-            instance.destroy()
-        exit = Exit(0, None, asked=True) if willing else Exit(None, signal.SIGKILL, asked=True, forced=True)
-        instance.remember(note.now(Phase.ENDED, exit))
+        stopping.stop(self._instance(workspace))
 
     def checkpoint(self, layout: AppLayout, *, leave_running: bool) -> Checkpoint:
         """A snapshot of the memory, or a save."""
@@ -138,9 +127,9 @@ class LibvirtBackend:
     def obstacles(self, layout: AppLayout) -> Sequence[str]:
         """Devices that were plugged in, and work on the disk's images."""
         machine = self._instance(layout).machine
-        description = machine.description()
-        found = domain.foreign(domain.parse(description))
-        if not found and machine.block_job(domain.disk_of(description)):
+        text = machine.description()
+        found = description.foreign(description.parse(text))
+        if not found and machine.block_job(description.disk_of(text)):
             found.append("its disk's images are being copied or joined by libvirt")
         return found
 
@@ -149,8 +138,8 @@ class LibvirtBackend:
         instance = self._instance(layout)
         if instance.look() is Seen.GONE:
             saved = instance.saved()
-            return {} if saved is None else facts.of_machine(domain.parse(saved), self._host())
-        found = facts.of_machine(domain.parse(instance.machine.description(portable=True)), self._host())
+            return {} if saved is None else facts.of_machine(description.parse(saved), self._host())
+        found = facts.of_machine(description.parse(instance.machine.description(portable=True)), self._host())
         there = savefile.size_bytes(layout)
         return {**found, "memory_bytes": str(max(0, instance.machine.memory_bytes() - there))}
 
@@ -175,7 +164,7 @@ class LibvirtBackend:
             run_hook("before_suspend", layout)
         except HookFailed as error:
             raise SuspendFailed(f"{layout.name}: {error}", running=True) from error
-        return saving.save(instance) if memory else self._stop_to_resume(layout)
+        return saving.save(instance) if memory else stopping.stop_to_resume(instance)
 
     def resume(self, layout: AppLayout) -> Started:
         """Continue from the saved memory, or start afresh where there is none."""
@@ -251,24 +240,10 @@ class LibvirtBackend:
 
         def load() -> None:
             place = place_of(layout, self._host())
-            description = domain.fit(saved, layout.app_id, table.read(layout.config), place)
-            instance.machine.restore(savefile.path_of(layout), description)
+            fitted = domain.fit(saved, layout.app_id, table.read(layout.config), place)
+            instance.machine.restore(savefile.path_of(layout), fitted)
 
         return starting.bring_up(instance, load, self._healthy_after_s)
-
-    def _stop_to_resume(self, layout: AppLayout) -> Checkpoint:
-        """End it by its power button, and have it count as suspended."""
-        instance = self._instance(layout)
-        at = Moment.now()
-        try:
-            self.stop(layout)
-            savefile.discard(layout)
-        except (BackendError, OSError) as error:
-            running = instance.status().executing
-            raise SuspendFailed(f"{layout.name}: {error}", running=running) from error
-        note = instance.note() or Note.fresh(Phase.SAVED)
-        instance.remember(note.now(Phase.SAVED, note.exit))
-        return Checkpoint(at, paused_s=time.monotonic() - at.monotonic_s)
 
     def _instance(self, workspace: Workspace) -> Instance:
         return Instance(self._connection, workspace)

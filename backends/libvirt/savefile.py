@@ -2,7 +2,7 @@
 
 The file is libvirt's (`virsh save`, uncompressed, so that its pages can be compared with older ones). The pre-copy
 rounds leave one too, as the basis of a delta: the disk went on since, so that one must never be continued. Only what
-`suspend` wrote has a mark in its description (`domain.mark_final`), and it is deleted before the machine executes
+`suspend` wrote has a mark in its description (`description.mark_final`), and it is deleted before the machine executes
 again: whatever is killed when, memory is never joined with a disk of another time.
 
 A file is written beside, as `memory.save.new`, and renamed. libvirt writes its magic last: a torn file shows.
@@ -15,7 +15,7 @@ from typing import Any
 
 from backends.base import Workspace
 from backends.libvirt.connection import Connection, library
-from backends.libvirt.domain import is_final
+from backends.libvirt.description import is_final
 
 NAME = "memory.save"
 

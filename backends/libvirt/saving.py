@@ -5,8 +5,9 @@ import time
 
 from backends.base import Checkpoint, EngineState, Moment
 from backends.errors import BackendError, SuspendFailed
-from backends.libvirt import domain, savefile
+from backends.libvirt import savefile
 from backends.libvirt.connection import LibvirtSilent
+from backends.libvirt.description import disk_of, mark_final
 from backends.libvirt.instance import Instance
 from backends.libvirt.machine import Seen, VirtualMachine
 from backends.libvirt.notes import Note, Phase
@@ -28,7 +29,7 @@ def save(instance: Instance) -> Checkpoint:
     at = Moment.now()
     try:
         new.unlink(missing_ok=True)
-        description = domain.mark_final(machine.description(portable=True))
+        description = mark_final(machine.description(portable=True))
         instance.remember(note.now(Phase.SAVING))
         at = Moment.now()
         machine.save(new, description)
@@ -57,7 +58,7 @@ def snapshot(instance: Instance) -> Checkpoint:
     new.unlink(missing_ok=True)
     at = Moment.now()
     try:
-        paused_s = machine.snapshot(new, domain.disk_of(machine.description()))
+        paused_s = machine.snapshot(new, disk_of(machine.description()))
         savefile.accept(instance.workspace)
     except (BackendError, OSError) as error:
         _call_off(machine, error)

@@ -14,7 +14,7 @@ from backends.errors import BackendUnavailable
 from backends.libvirt import facts
 from backends.libvirt.backend import LibvirtBackend
 from backends.libvirt.connection import MAX_LEFT, Connection, LibvirtFailed, LibvirtSilent
-from backends.libvirt.domain import parse
+from backends.libvirt.description import parse
 from backends.libvirt.facts import Host
 
 HOST = Host((7, 2, 22), "/usr/bin/qemu", frozenset({"pc", "pc-i440fx-7.2"}), "pc-i440fx-7.2", True)

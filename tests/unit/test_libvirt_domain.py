@@ -7,9 +7,10 @@ import pytest
 
 from backends import config
 from backends.errors import ConfigError
-from backends.libvirt import domain, table
+from backends.libvirt import description, domain, table
 from backends.libvirt.adopt import NotAdoptable, examine
-from backends.libvirt.domain import DescriptionUnfit, Place
+from backends.libvirt.description import DescriptionUnfit
+from backends.libvirt.domain import Place
 from backends.libvirt.image import Image
 from backends.libvirt.table import Machine
 
@@ -188,11 +189,11 @@ def test_what_is_no_description_is_refused(text: str) -> None:
 
 def test_only_what_was_marked_is_final() -> None:
     live = text_of(described())
-    marked = domain.mark_final(live)
-    assert not domain.is_final(live)
-    assert domain.is_final(marked)
-    assert domain.is_final(domain.mark_final(marked))
-    assert not domain.is_final(domain.fit(marked, APP_ID, Machine(), place()))
+    marked = description.mark_final(live)
+    assert not description.is_final(live)
+    assert description.is_final(marked)
+    assert description.is_final(description.mark_final(marked))
+    assert not description.is_final(domain.fit(marked, APP_ID, Machine(), place()))
 
 
 # Adoption
