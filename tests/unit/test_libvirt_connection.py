@@ -121,6 +121,20 @@ def test_a_daemon_that_hangs_is_left_alone(opened: list[Daemon]) -> None:
     assert connection.run(lambda daemon: daemon) is opened[1]
 
 
+def test_what_was_given_up_before_it_began_is_not_begun(opened: list[Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    connection, over, done = Connection(None), threading.Event(), threading.Event()
+    connect = sys.modules["libvirt"].open
+    monkeypatch.setattr(sys.modules["libvirt"], "open", lambda uri: (over.wait(10), connect(uri))[1])
+    with pytest.raises(LibvirtSilent):
+        connection.run(lambda daemon: done.set(), timeout_s=0.01, about="it")
+    assert connection.unanswered("it")
+    assert not connection.unanswered("something else")
+    over.set()
+    while connection.unanswered("it"):
+        time.sleep(0.001)
+    assert not done.is_set()
+
+
 def test_a_daemon_that_hangs_for_long_holds_few_threads(opened: list[Daemon]) -> None:
     connection, over = Connection(None), threading.Event()
     before = threading.active_count()
