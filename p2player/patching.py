@@ -49,7 +49,6 @@ class PatchLanding:
         Raises:
             As `Landing.receive`.
         """
-        decoder = PatchDecoder()
         due = {chunk for unit in ask.units for chunk in self._kin.wanted(unit)}
         failed: list[ChunkId] = []
         batch, size = list[Group](), 0
@@ -70,7 +69,7 @@ class PatchLanding:
                 raise RemoteProtocolError("a patch that came twice")
             due.difference_update(wanted)
             raw_bytes = self._landing.size_of(wanted)
-            apply = partial(self._apply, decoder, unit, wanted, part.payload)
+            apply = partial(self._apply, unit, wanted, part.payload)
             if await trio.to_thread.run_sync(apply, limiter=self._threads):
                 self._kin.choice.observe(raw_bytes, len(part.payload))
                 landed(self._landing.kept(wanted))
@@ -80,21 +79,36 @@ class PatchLanding:
             landed(await self._landing.keep(batch))
         return failed
 
-    def _apply(self, decoder: PatchDecoder, unit: Unit, wanted: Sequence[ChunkId], patch: Buffer) -> bool:
+    def _apply(self, unit: Unit, wanted: Sequence[ChunkId], patch: Buffer) -> bool:
         """Make a unit's chunks and store them; in a worker thread. False: they are not what they should be."""
         relative = self._kin.read(unit, self._content)
-        if not relative:
+        return bool(relative) and rebuild(self._landing, self._content, wanted, relative, patch)
+
+
+def rebuild(
+    landing: Landing, content: Content, wanted: Sequence[ChunkId], relative: Sequence[Buffer], patch: Buffer
+) -> bool:
+    """Make chunks out of a patch, and store them if they are what their digests say; in a worker thread.
+
+    Args:
+        landing: knows the lengths of the chunks.
+        content: gets them.
+        wanted: the chunks that the patch makes, in its order.
+        relative: the old content that it refers to, in its order.
+
+    Returns:
+        False when the patch does not give them; nothing was stored.
+    """
+    try:
+        raw = memoryview(PatchDecoder().decode(patch, landing.size_of(wanted), relative))
+    except BadPatch:
+        return False
+    chunks, at = list[tuple[ChunkId, memoryview]](), 0
+    for name in wanted:
+        data = raw[at : at + landing.size_of((name,))]
+        if chunk_id(data, content.key) != name:
             return False
-        try:
-            raw = memoryview(decoder.decode(patch, self._landing.size_of(wanted), relative))
-        except BadPatch:
-            return False
-        chunks, at = list[tuple[ChunkId, memoryview]](), 0
-        for name in wanted:
-            data = raw[at : at + self._landing.size_of((name,))]
-            if chunk_id(data, self._content.key) != name:
-                return False
-            chunks.append((name, data))
-            at += len(data)
-        self._content.add(pack_all(chunks))
-        return True
+        chunks.append((name, data))
+        at += len(data)
+    content.add(pack_all(chunks))
+    return True

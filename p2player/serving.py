@@ -23,6 +23,7 @@ from chunkstore.errors import LayerUnknown
 from chunkstore.store import ChunkStore
 from gossip.messages import NodeId
 from p2player import errors
+from p2player.echo_serving import EchoServing
 from p2player.net.connection import Handler, Incoming
 from p2player.outflow import exact_groups, outflow_rate
 from p2player.patch_serving import PatchServing
@@ -63,13 +64,14 @@ class Serving:
         layers = SharedLayers(store)
         self._shared = Source(store, layers.chunks_of, layers.manifest_of)
         self._patches = PatchServing(self._source, self._turns.take)
+        self._echoes = EchoServing(self._source, self._shared, self._turns.take)
         self._threads = trio.CapacityLimiter(THREADS)
         self._bytes_served = 0
 
     @property
     def bytes_served(self) -> int:
         """Payload bytes that were sent to peers since the start."""
-        return self._bytes_served + self._patches.bytes_served
+        return self._bytes_served + self._patches.bytes_served + self._echoes.bytes_served
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -79,6 +81,7 @@ class Serving:
             wire.LAYER_HAVE: self.layer_have,
             wire.CHUNKS_WANT: self.chunks_want,
             **self._patches.handlers,
+            **self._echoes.handlers,
         }
 
     @property
@@ -95,6 +98,8 @@ class Serving:
     def withdraw(self, scope: str) -> None:
         """End `expose`; requests under way end with the groups that they have read."""
         self._exposed.pop(scope, None)
+        if not self._exposed:
+            self._echoes.forget()
 
     async def layer_manifest(self, call: Incoming) -> dict[str, Any]:
         """`layer.manifest`: a page of the chunks of a layer's manifest.

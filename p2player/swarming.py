@@ -19,12 +19,14 @@ from chunkstore.digest import Buffer, ChunkId
 from chunkstore.errors import DiskFull, StoreError
 from gossip.messages import NodeId
 from p2player import errors, faults
+from p2player.echoes import Echoed, EchoLanding
 from p2player.kin import Kin
 from p2player.landing import Landing
 from p2player.net.connection import Throttle
 from p2player.patching import PatchLanding
 from p2player.proto import content_wire as wire
 from p2player.proto.delta_wire import CHUNKS_DELTA
+from p2player.proto.echo_wire import CHUNKS_ECHOES
 from p2player.proto.frames import Part, RemoteProtocolError
 from p2player.proto.roster import HolderHint, Roster, slots_for
 from p2player.proto.swarm import Swarm
@@ -101,6 +103,7 @@ class Job:
         starts: see `Swarm`.
         claims: asks a partial holder which of `wants` it has; None where that cannot be asked.
         kin: how the wants are related to old content that is here; None where nothing is.
+        echoed: layers that are here and may lie in the wants; None where there are none.
         me: this node, as its peers call it: see `Swarm`.
     """
 
@@ -112,6 +115,7 @@ class Job:
     claims: Claims | None = None
     kin: Kin | None = None
     me: NodeId | None = None
+    echoed: Echoed | None = None
 
 
 @dataclass(eq=False)
@@ -130,6 +134,7 @@ class _Holder:
     looked_at: float = 0.0
     heard_bytes: int = 0
     patches_failed: bool = False
+    echoes_failed: bool = False
     lost: errors.P2PlayerError | None = None
     ban: bool = False
 
@@ -177,6 +182,7 @@ class SwarmRun:
         self._threads = threads
         self._landing = Landing(job.content, job.wants, threads)
         self._patches = None if job.kin is None else PatchLanding(self._landing, job.kin, job.content, threads)
+        self._echoes = None if job.echoed is None else EchoLanding(self._landing, job.echoed, job.content, threads)
         self._liars = 0
         self._roster = Roster(slots_for(self._swarm.wanted_bytes), rng)
         self._holders: dict[NodeId, _Holder] = {}
@@ -396,6 +402,8 @@ class SwarmRun:
             try:
                 plain = await self._carry_deltas(holder, holder.session, ask)
                 if plain:
+                    plain = await self._carry_echoes(holder, holder.session, ask, plain)
+                if plain:
                     body = wire.want_body(self._job.scope, plain)
                     async with holder.session.stream(wire.CHUNKS_WANT, body) as parts:
                         await self._landing.receive(plain, parts, partial(self._landed, ask))
@@ -436,6 +444,28 @@ class SwarmRun:
         except (errors.Usage, errors.NotFound, errors.Refused, errors.Failed):
             failed = list(left)
         holder.patches_failed |= bool(failed)
+        return failed
+
+    async def _carry_echoes(
+        self, holder: _Holder, session: Session, ask: Ask, chunks: Sequence[ChunkId]
+    ) -> Sequence[ChunkId]:
+        """Ask for chunks as what they repeat of layers that are here. Returns those to be asked for as they are."""
+        if self._echoes is None or holder.echoes_failed:
+            return chunks
+        echo = self._echoes.ask(self._job.scope, chunks)
+        left = dict.fromkeys(chunks)
+
+        def landed(chunks: Mapping[ChunkId, int]) -> None:
+            for chunk in chunks:
+                del left[chunk]
+            self._landed(ask, chunks)
+
+        try:
+            async with session.stream(CHUNKS_ECHOES, echo.body()) as parts:
+                failed = await self._echoes.receive(echo, parts, landed)
+        except (errors.Usage, errors.NotFound, errors.Refused, errors.Failed):  # an older version, for example
+            failed = list(left)
+        holder.echoes_failed |= bool(failed)
         return failed
 
     def _landed(self, ask: Ask, chunks: Mapping[ChunkId, int]) -> None:

@@ -22,18 +22,20 @@ import trio
 from chunkstore.codec import Boundaries
 from chunkstore.content import Content
 from chunkstore.digest import ChunkId, LayerId
-from chunkstore.errors import ChunkMissing, StoreError
+from chunkstore.errors import ChunkMissing, LayerUnknown, StoreError
 from chunkstore.manifest import load
 from chunkstore.store import ChunkStore
 from chunkstore.tree_errors import ManifestInvalid
 from gossip.messages import NodeId
 from p2player import errors, faults
 from p2player.allocator import trim_heaps
+from p2player.echoes import Echoed
 from p2player.kin import Basis, Kin
 from p2player.manifests import Description, ManifestHunt, described_here
 from p2player.net.connection import Throttle
 from p2player.proto import content_wire as wire
 from p2player.proto.roster import HolderHint
+from p2player.sources import SharedLayers
 from p2player.swarming import Holders, Job, Progress, Session, Sessions, SwarmRun, schedule
 
 __all__ = ["HolderHint", "Holders", "Progress", "PullReport", "Transfers"]
@@ -44,6 +46,7 @@ GOODPUT_BYTES = 4 << 20
 LOOK_CHUNKS = 8192
 MANY_CHUNKS = 1 << 16
 KIN_BYTES = 16 << 10
+ECHO_BYTES = 4 << 20
 ENOUGH_KIN = 0.5
 _BITS = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
@@ -134,6 +137,7 @@ class Transfers:
         self._rng = rng or Random()
         self._threads = trio.CapacityLimiter(THREADS)
         self._running: dict[LayerId, _Running] = {}
+        self._layers = SharedLayers(store)
 
     async def pull_layer(
         self,
@@ -194,6 +198,7 @@ class Transfers:
         *,
         scope: str | None,
         kin: Kin | None = None,
+        layers: Sequence[LayerId] = (),
         progress: Progress | None = None,
         throttle_in: Throttle | None = None,
     ) -> PullReport:
@@ -205,6 +210,7 @@ class Transfers:
             holders: as for `pull_layer`.
             scope: what the holders expose the content under; None for what the whole mesh may read.
             kin: how `wants` are related to an old layer that is in `content` too.
+            layers: shared ones that are here as a whole, and of which `wants` may repeat something; at most four.
             progress, throttle_in: as for `pull_layer`.
 
         Raises:
@@ -215,8 +221,19 @@ class Transfers:
             missing = await trio.to_thread.run_sync(content.missing, list(wants))
             rest = {chunk: length for chunk, length in wants.items() if chunk in missing}
             label = f"{len(rest)} chunks" if scope is None else f"content of {scope[:16]}"
-            job = Job(label, content, wire.SHARED if scope is None else scope, rest, kin=kin)
+            echoed = await trio.to_thread.run_sync(self._echoed, layers, sum(rest.values()))
+            job = Job(label, content, wire.SHARED if scope is None else scope, rest, kin=kin, echoed=echoed)
             return await pull.content(job, sum(wants.values()), holders)
+
+    def _echoed(self, layers: Sequence[LayerId], wanted_bytes: int) -> Echoed | None:
+        """What is here of layers that may lie in what is wanted, if that is enough to be worth it."""
+        if not layers or wanted_bytes < ECHO_BYTES:
+            return None
+        try:
+            chunks = [chunk for layer in layers for chunk in self._layers.chunks_of(layer)]
+        except LayerUnknown:
+            return None
+        return Echoed(layers, chunks, self._store)
 
     async def _lead(
         self,
@@ -327,7 +344,7 @@ class _Pull:
             await SwarmRun(job, swarm, holders, self.lease, self._rng, self._threads, progress).run()
         finally:
             self._duplicates += swarm.duplicates
-            if job.kin is None:
+            if job.kin is None and job.echoed is None:
                 self._goodput.update(swarm.goodput(GOODPUT_BYTES))
         return swarm.accepted
 

@@ -48,13 +48,17 @@ class HeldRelative:
 
     Args:
         pages: as for `fine_cuts`.
+        cuts: the lengths of the pieces of all of it, if they are known.
     """
 
-    def __init__(self, relative: Sequence[Buffer], *, pages: bool = False) -> None:
+    def __init__(self, relative: Sequence[Buffer], *, pages: bool = False, cuts: Sequence[int] = ()) -> None:
         self.data = b"".join(relative)
         self._places: dict[int, int] = {}
         view = memoryview(self.data)
         at = 0
+        if cuts:
+            self._index(view, at, cuts)
+            return
         for chunk in relative:
             self._index(view, at, fine_cuts(chunk, pages=pages))
             at += len(chunk)

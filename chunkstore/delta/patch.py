@@ -72,12 +72,15 @@ class PatchEncoder:
     def __init__(self, rate: float | None) -> None:
         self._way = way_for(rate)
 
-    def encode(self, targets: Sequence[Buffer], relative: Sequence[Buffer] | Signature) -> bytes:
+    def encode(
+        self, targets: Sequence[Buffer], relative: Sequence[Buffer] | Signature, cuts: Sequence[int] = ()
+    ) -> bytes:
         """A patch that makes the targets out of the relative.
 
         Args:
             targets: chunks.
             relative: old chunks, if they are here; else what the other end told of them.
+            cuts: the lengths of the pieces of the old chunks, all together, that the targets are known to have.
 
         Returns:
             At most a few bytes more than one zstd frame of the targets.
@@ -87,7 +90,7 @@ class PatchEncoder:
             matches = matches_by_signature(data, cuts_for_signature(targets, relative), relative)
             ops, held = list(_fill(matches, len(data), _literal)), b""
         else:
-            held, ops = _compare(targets, data, relative, by_page=self._way.by_page)
+            held, ops = _compare(targets, data, relative, cuts, by_page=self._way.by_page)
         return self._pack(data, ops, held)
 
     def _plain(self, data: bytes) -> bytes:
@@ -147,15 +150,15 @@ class PatchDecoder:
 
 
 def _compare(
-    targets: Sequence[Buffer], data: bytes, relative: Sequence[Buffer], *, by_page: bool
+    targets: Sequence[Buffer], data: bytes, relative: Sequence[Buffer], cuts: Sequence[int], *, by_page: bool
 ) -> tuple[bytes, list[Op]]:
     """The relative in one piece, and ops that make `data` of it."""
     held = None
-    if by_page and targets and all_pages(targets) and all_pages(relative):
+    if by_page and targets and not cuts and all_pages(targets) and all_pages(relative):
         held = HeldRelative(relative, pages=True)
     pages = held is not None and held.knows(targets[0])  # else it only has that length
     if held is None or not pages:
-        held = HeldRelative(relative)
+        held = HeldRelative(relative, cuts=cuts)
     pieces = [length for chunk in targets for length in fine_cuts(chunk, pages=pages)]
     gaps = Gaps(data, held.data, pieces, [len(chunk) for chunk in targets], [len(chunk) for chunk in relative])
     return held.data, list(_fill(held.matches(data, pieces), len(data), gaps.ops))

@@ -58,6 +58,7 @@ class DestinationWork:
         self._bases = bases
         self._check = check
         self._images: DestinationImages | None = None
+        self._layers: tuple[LayerId, ...] = ()
         self.pulled: dict[str, Pulled] = {}
         self.progress: Progress = _ignore
 
@@ -113,6 +114,7 @@ class DestinationWork:
         except ExceptionGroup as group:
             raise faults.describe(group) from group
         self.close()
+        self._layers = tuple(dict.fromkeys((LayerId(offer.base), LayerId(offer.app))))
         self._images = await self._parts.in_thread(DestinationImages, self._folder, key)
         basis = self._bases.find(offer.app_id)
         if basis is not None:
@@ -146,9 +148,9 @@ class DestinationWork:
         began_at = trio.current_time()
         moved = PullReport()
         if not await parts.in_thread(images.unfold, image):
-            moved = await pull(images.first_wants(image))
+            moved = await pull(images.first_wants(image), layers=self._layers)
         lacking = await parts.in_thread(images.lacking, image)
-        moved = moved.merge(await pull(lacking.wants, kin=lacking.kin))
+        moved = moved.merge(await pull(lacking.wants, kin=lacking.kin, layers=self._layers))
         target = parts.apps.state_path(self._app_id) if final else None
         await parts.in_thread(images.place, image, target, parts.from_thread(self.progress))
         pulled = Pulled(

@@ -109,6 +109,7 @@ class Pulls(Protocol):
         *,
         scope: str | None,
         kin: Kin | None = ...,
+        layers: Sequence[LayerId] = ...,
         progress: Progress | None = ...,
     ) -> PullReport: ...
 

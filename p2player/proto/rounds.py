@@ -136,6 +136,7 @@ class RoundPolicy:
         self._image_bytes: int | None = None
         self._taken_at: float | None = None
         self._interval_s = 0.0
+        self._whole = False
         self._deltas: list[int] = []
         self._as_delta = False
         self._lag: float | None = None
@@ -167,8 +168,9 @@ class RoundPolicy:
         if self._taken_at is not None and taken_at > self._taken_at:
             self._interval_s = taken_at - self._taken_at
             seen = delta_bytes / self._interval_s
-            whole = self._image_bytes is not None and delta_bytes >= self._image_bytes
-            self.dirty_bytes_s = max(seen, self.dirty_bytes_s or 0.0) if whole else seen  # it may be dirtied twice over
+            self._whole = self._image_bytes is not None and delta_bytes >= self._image_bytes
+            # What changed as a whole may have done so twice over.
+            self.dirty_bytes_s = max(seen, self.dirty_bytes_s or 0.0) if self._whole else seen
         self._taken_at = taken_at
         self._deltas.append(delta_bytes)
         self._as_delta = as_delta
@@ -217,10 +219,12 @@ class RoundPolicy:
         return self.delta_link.predict(0.0) if expected_s is None else expected_s
 
     def _expected_s(self, now: float) -> float | None:
-        if self._lag is not None and self._taken_at is not None:
-            return self.link.overhead_s + self._lag * max(now - self._taken_at, 0.0)
         expected = self.expected_delta(now)
-        return None if expected is None else self.delta_link.predict(expected)
+        by_bytes_s = None if expected is None else self.delta_link.predict(expected)
+        if self._lag is None or self._taken_at is None:
+            return by_bytes_s
+        by_lag_s = self.link.overhead_s + self._lag * max(now - self._taken_at, 0.0)
+        return max(by_lag_s, by_bytes_s or 0.0) if self._whole else by_lag_s
 
     def _observe(self, fetched_bytes: int, seconds: float) -> None:
         if not self._as_delta:

@@ -398,6 +398,7 @@ class PaperNode:
         *,
         scope: str | None,
         kin: Kin | None = None,
+        layers: Sequence[LayerId] = (),
         progress: Progress | None = None,
     ) -> PullReport:
         began_at = trio.current_time()

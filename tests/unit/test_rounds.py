@@ -85,7 +85,7 @@ def test_rounds_end_when_the_delta_fits_however_long_its_chunks_are() -> None:
 
 
 def test_a_few_pages_in_every_chunk_cost_what_their_time_does() -> None:
-    """100 MB rewritten at 40 % of the link: every chunk is touched at once, and each round is shorter than the last."""
+    """Memory rewritten at 40 % of the link: every chunk of 90 MB is touched at once, and each round is shorter than the last."""
     rounds = policy(SLOW)
     rounds.begin(100 * MB)
     image_s, taken_at, now = 0.7, 0.0, 20.0
@@ -95,7 +95,7 @@ def test_a_few_pages_in_every_chunk_cost_what_their_time_does() -> None:
     while verdict is Verdict.ROUND:
         before, taken_at = taken_at, now
         now += image_s
-        rounds.imaged(100 * MB, taken_at, as_delta=True)
+        rounds.imaged(90 * MB, taken_at, as_delta=True)
         seconds = 0.05 + 0.4 * (taken_at - before)
         now += seconds
         lasted.append(seconds)
@@ -104,6 +104,18 @@ def test_a_few_pages_in_every_chunk_cost_what_their_time_does() -> None:
     assert rounds.final_s(now) == pytest.approx(0.05 + 0.4 * (now - taken_at))
     assert lasted == sorted(lasted, reverse=True)
     assert lasted[-1] < 1.5 and len(lasted) <= 5
+
+
+def test_what_changed_as_a_whole_may_have_done_so_many_times() -> None:
+    rounds = policy(SLOW, max_freeze_s=1.0)
+    rounds.begin(10 * MB)
+    rounds.imaged(10 * MB, taken_at=0.0)
+    rounds.moved(10 * MB, 2.0, now=2.0)
+    rounds.imaged(10 * MB, taken_at=2.0, as_delta=True)
+    rounds.moved(10 * MB, 1.8, now=3.8)
+    rounds.imaged(10 * MB, taken_at=40.0, as_delta=True)
+    rounds.moved(10 * MB, 1.8, now=42.0)
+    assert rounds.final_s(42.0) > 1.0, "the 38 s since the image before do not tell that 2 s are enough for all of it"
 
 
 def test_a_delta_that_does_not_fit_is_not_promised() -> None:
