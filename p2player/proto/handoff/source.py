@@ -43,8 +43,8 @@ _PHASES = {
 }
 
 
-_LOOK_AHEAD_S = 1.0
-"""Beyond the time that an image takes: progress is told about so often."""
+_LOOK_AHEAD_S = 1.5
+"""Beyond the time that an image takes: progress is told every second, and counts what has come as a whole."""
 
 
 @dataclass(slots=True)
