@@ -85,7 +85,7 @@ def test_rounds_end_when_the_delta_fits_however_long_its_chunks_are() -> None:
 
 
 def test_a_few_pages_in_every_chunk_cost_what_their_time_does() -> None:
-    """Rewritten at 40 % of the link: all chunks of 90 MB are touched at once, and each round is shorter than the last."""
+    """Rewritten at 40 % of the link: all 90 MB are touched at once, and each round is shorter than the last."""
     rounds = policy(SLOW)
     rounds.begin(100 * MB)
     image_s, taken_at, now = 0.7, 0.0, 20.0
