@@ -9,10 +9,12 @@ checked out.
 Timed is the whole command `p2player migrate`. Then the user returns: the application migrates back.
 """
 
+import contextlib
 import itertools
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -111,13 +113,14 @@ class P2player:
         self, name: str, node: LocalNode, watch: Watch, *, back: bool, dirty_mb_s: float, memory_mb: int
     ) -> Moved:
         row, seconds, moved = self._migrate(self._source, name, node)
-        arrived = time.monotonic()
+        arrived, arrived_at = time.monotonic(), time.time()
         seen = watch.end()
         figures = _figures(row)
         if back:
             watch.begin()
+            away_s = time.monotonic() - arrived
             returned, back_s, back_bytes = self._migrate(node, name, self._source)
-            away_s = time.monotonic() - arrived + row["freeze_s"]
+            written = written_since(self._source.state / "apps", arrived_at)
             home = watch.end()
             figures |= {
                 "back_total_s": back_s,
@@ -125,7 +128,7 @@ class P2player:
                 "back_instance_bytes": returned["layers"]["instance"]["transferred"],
                 "back_freeze_s": returned["freeze_s"],
                 "back_gap_s": home.gap_s,
-                "dirtied_bytes": dirtied(dirty_mb_s * 1e6 * away_s, memory_mb * 1e6),
+                "dirtied_bytes": dirtied(dirty_mb_s * 1e6, away_s, back_s, memory_mb * 1e6) + written,
             }
             seen = replace(
                 seen,
@@ -200,9 +203,27 @@ class P2player:
         self._mesh.nodes.pop(node.name)
 
 
-def dirtied(written_bytes: float, memory_bytes: float) -> float:
-    """How much of a memory differs after so much was written to it, a page at a time, anywhere."""
-    return memory_bytes * (1 - math.exp(-written_bytes / memory_bytes)) if memory_bytes else 0.0
+def dirtied(bytes_s: float, away_s: float, back_s: float, memory_bytes: float) -> float:
+    """How much an application dirtied that writes to its memory all the time, a page at a time, anywhere.
+
+    What it wrote several times before it was called back counts once; what it writes on its way back moves, and is
+    dirtied anew.
+    """
+    if not memory_bytes:
+        return 0.0
+    return memory_bytes * (1 - math.exp(-bytes_s * away_s / memory_bytes)) + bytes_s * back_s
+
+
+def written_since(apps: Path, moment: float) -> int:
+    """Bytes of the files that containers of a node wrote since then; a disk of a virtual machine tells nothing."""
+    total = 0
+    for upper in apps.glob("*/state/upper"):
+        for folder, _, names in os.walk(upper / "rootfs" if (upper / "rootfs").is_dir() else upper):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    found = os.lstat(os.path.join(folder, name))
+                    total += found.st_size if stat.S_ISREG(found.st_mode) and found.st_mtime > moment else 0
+    return total
 
 
 def _kinds(layers: Layers) -> tuple[tuple[Path, str], tuple[Path, str]]:
