@@ -29,6 +29,7 @@ from p2player.proto.rounds import Link, RoundConfig, RoundPolicy, forecast
 
 GUESSED_ENGINE_S = 0.3
 GUESSED_ENGINE_S_OF = {"runc": 0.8, "lxd": 2.0, "libvirt": 1.5}
+GUESSED_PAUSE_S_OF = {"runc": 0.2, "lxd": 0.3, "libvirt": 0.1}
 LEAST_TARGET_S, MOST_TARGET_S = 0.25, 0.5
 """What the final transfer may take, without a bound by the operator."""
 GUESSED_HEALTH_S = 1.0
@@ -117,7 +118,7 @@ class Experience:
         takes half as long is not worth another one.
         """
         target_s = min(max(LEAST_TARGET_S, self.engine_s / 2), MOST_TARGET_S)
-        config = RoundConfig(max_freeze_s=max_freeze_s, target_s=target_s)
+        config = RoundConfig(max_freeze_s=max_freeze_s, target_s=target_s, pause_s=self.pause_s)
         return RoundPolicy(config, self.link, self.dirty_bytes_s, self.delta_goodput_bytes_s)
 
 
@@ -138,6 +139,7 @@ def learn(lessons: Sequence[Lesson], *, app_id: str, backend: str, peer: str, rt
     of_backend = [lesson for lesson in lessons if lesson.backend == backend]
     engine_s = _recent(lesson.engine_s for lesson in of_backend)
     health_s = _recent(lesson.health_s for lesson in of_backend)
+    pause_s = _recent(lesson.pause_s for lesson in of_backend)
     return Experience(
         Link(goodput or guess.goodput_bytes_s, overhead, measured=goodput is not None),
         _recent(lesson.wire_ratio for lesson in with_peer) or GUESSED_WIRE_RATIO,
@@ -146,7 +148,7 @@ def learn(lessons: Sequence[Lesson], *, app_id: str, backend: str, peer: str, rt
         _recent(lesson.dirty_bytes_s for lesson in of_app),
         _recent(lesson.delta_goodput_bytes_s for lesson in of_app if lesson.peer == peer),
         _recent(lesson.delta_ratio for lesson in of_app) or FIRST_RATIO,
-        _recent(lesson.pause_s for lesson in of_backend) or 0.0,
+        GUESSED_PAUSE_S_OF.get(backend, 0.0) if pause_s is None else pause_s,
     )
 
 

@@ -30,7 +30,8 @@ The rule, after each round:
    while nobody knows what a delta costs;
 3. else: one more round.
 
-Pre-copy is skipped where the whole image fits the budget: it could only lengthen the migration. After a first round
+Pre-copy is skipped where the whole image fits the budget, and where it exceeds that by no more than the pause that a
+round costs: it could only lengthen the migration. After a first round
 the dirty rate is not known yet, unless an earlier migration of the app measured it, so a second round follows.
 
 The convergence argument is that of Clark et al., "Live Migration of Virtual Machines" (NSDI 2005), section 3.2.
@@ -56,6 +57,7 @@ class RoundConfig:
     Attributes:
         max_freeze_s: the operator's bound on the final transfer; None: no bound.
         target_s: the final transfer that is good enough without a bound.
+        pause_s: for which the app stops in a round.
         max_rounds: never more than this.
         shrink: a delta larger than this share of the one before does not shrink.
         margin: share of a bound that a prediction may use up.
@@ -63,6 +65,7 @@ class RoundConfig:
 
     max_freeze_s: float | None = None
     target_s: float = 0.25
+    pause_s: float = 0.0
     max_rounds: int = 8
     shrink: float = 0.8
     margin: float = 0.85
@@ -154,10 +157,10 @@ class RoundPolicy:
         self._image_bytes = image_bytes
         if self.config.max_freeze_s is not None and self.link.overhead_s > self.config.max_freeze_s:
             return Verdict.REFUSE
-        certain = self.link.measured or self.config.max_freeze_s is None
-        if certain and self.link.predict(image_bytes) <= self.config.budget_s:
-            return Verdict.SUSPEND
-        return Verdict.ROUND
+        bound = self.config.max_freeze_s
+        certain = self.link.measured or bound is None
+        enough_s = self.config.budget_s + (self.config.pause_s if bound is None else 0.0)
+        return Verdict.SUSPEND if certain and self.link.predict(image_bytes) <= enough_s else Verdict.ROUND
 
     def imaged(self, delta_bytes: int, taken_at: float, as_delta: bool = False) -> None:
         """An image was taken, beginning at `taken_at`; it differs in `delta_bytes` from the one before.

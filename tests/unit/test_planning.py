@@ -175,5 +175,6 @@ def test_pauses_of_pre_copy_count_as_freeze() -> None:
 def test_pauses_are_learned_of_the_backend() -> None:
     lessons = [Lesson("a", "runc", "p", pause_s=0.2), Lesson("b", "runc", "q", pause_s=0.4), Lesson("a", "lxd", "p")]
     assert learn(lessons, app_id="z", backend="runc", peer="z").pause_s == pytest.approx(0.3)
-    assert learn(lessons, app_id="a", backend="lxd", peer="p").pause_s == 0.0
+    assert learn(lessons, app_id="a", backend="lxd", peer="p").pause_s == 0.3, "a guess"
+    assert learn(lessons, app_id="a", backend="process", peer="p").pause_s == 0.0
     assert Lesson.read({"app_id": "a", "backend": "b", "peer": "p"}) == Lesson("a", "b", "p")

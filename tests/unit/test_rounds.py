@@ -20,6 +20,12 @@ def test_a_small_image_is_not_precopied() -> None:
     assert policy(FAST, max_freeze_s=0.1).begin(1 * MB) is Verdict.SUSPEND
 
 
+def test_a_round_is_worth_its_pause() -> None:
+    for pause_s, verdict in ((0.0, Verdict.ROUND), (0.1, Verdict.ROUND), (0.3, Verdict.SUSPEND)):
+        assert RoundPolicy(RoundConfig(pause_s=pause_s), SLOW).begin(2 * MB) is verdict
+        assert RoundPolicy(RoundConfig(max_freeze_s=0.3, pause_s=pause_s), SLOW).begin(2 * MB) is Verdict.ROUND
+
+
 def test_a_large_image_is_precopied() -> None:
     assert policy(SLOW).begin(100 * MB) is Verdict.ROUND
 
