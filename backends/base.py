@@ -119,12 +119,14 @@ class Capabilities:
         cooperative: the application is asked to write its state and to end, and starts again from it elsewhere.
         leave_running: `checkpoint(leave_running=True)` brings the instance folder up to date, so pre-copy rounds pay.
         root: needs to run as root.
+        guest_memory: an instance has the memory of a guest, as QEMU writes it, and with it what that read of its disk.
     """
 
     live: bool
     cooperative: bool
     leave_running: bool
     root: bool
+    guest_memory: bool = False
 
 
 class EngineState(StrEnum):

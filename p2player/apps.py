@@ -125,6 +125,10 @@ class Apps:
         """Whether one backend can be used here; None for an unknown one."""
         return await self.engines.probe(backend)
 
+    def has_guest_memory(self, backend: str) -> bool:
+        """Whether an instance of that backend has the memory of a guest in it, with what that read of its disk."""
+        return backend in self.engines and self.engines.get(backend).capabilities.guest_memory
+
     async def mismatches(self, backend: str, facts: Mapping[str, str]) -> list[str]:
         """Why that backend cannot restore here what was saved on a machine of those `facts`."""
         return await self.engines.mismatches(backend, facts)

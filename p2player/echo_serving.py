@@ -1,11 +1,13 @@
-"""Answer peers that ask for chunks of a guest's memory and have the layers of its disk.
+"""Answer the destination of a migration, which asks for a guest's memory and has the layers of its disk.
 
-What of the memory lies in these layers is looked up in an index of their pages, made when the first such request comes
-and kept until nothing is exposed any more: the layers of one application, or of the last one that was asked for. A
-patch costs what one of `patch_serving` does, and is made in the same way: one unit at a time, in worker threads.
+What of the memory lies in these layers is looked up in an index of their pages. Each request lets it grow for a moment,
+until it is whole, and is answered with what there is of it: nobody waits for an index long enough to be taken for dead.
+It belongs to what is exposed, and ends with that. Patches cost what those of `patch_serving` do, and are made likewise:
+one unit at a time, in worker threads.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ import trio
 
 from chunkstore.content import Content
 from chunkstore.delta.kinship import RELATIVE_BYTES, RELATIVE_CHUNKS, UNIT_BYTES
-from chunkstore.delta.pageindex import PageIndex, is_memory
+from chunkstore.delta.pageindex import PageIndex
 from chunkstore.delta.patch import PatchEncoder
 from chunkstore.digest import ChunkId, LayerId
 from chunkstore.errors import ChunkMissing, LayerUnknown
@@ -30,18 +32,14 @@ from p2player.proto import content_wire, echo_wire
 from p2player.proto.delta_choice import FAIR_RATE
 from p2player.proto.echo_wire import EchoAsk
 from p2player.proto.frames import RemoteProtocolError
-from p2player.sources import Source
+from p2player.sources import JoinedIds, Source
+from p2player.turns import Turns
 
 THREADS = 2
-_SAMPLES = 8
-
-
-class _Index(NamedTuple):
-    """The pages of some layers, and the chunks that have them by position."""
-
-    layers: tuple[LayerId, ...]
-    pages: PageIndex
-    names: Sequence[ChunkId]
+GROW_S = 0.3
+"""By which a request may be answered later, as long as the index is not whole."""
+MAX_MANIFEST_BYTES = 16 << 20
+"""Of a layer that is looked at; 400,000 chunks have that."""
 
 
 class _Sending(NamedTuple):
@@ -60,27 +58,56 @@ class _Unit:
     relative: set[int] = field(default_factory=set)
 
 
+class _Index:
+    """The pages of the layers of one migration, as far as they were looked at. Safe for many threads."""
+
+    def __init__(self, shared: Source, layers: Sequence[LayerId]) -> None:
+        self.pages = PageIndex()
+        self.names = JoinedIds([])
+        self._shared = shared
+        self._layers = list(layers)
+        self._steps = self._grow()
+        self._growing = threading.Lock()
+
+    def grow(self, seconds: float) -> None:
+        """Look at more for some seconds, or wait that long for another thread that does."""
+        until = time.monotonic() + seconds
+        if not self._growing.acquire(timeout=seconds):
+            return
+        try:
+            for _ in self._steps:
+                if time.monotonic() >= until:
+                    break
+        finally:
+            self._growing.release()
+
+    def _grow(self) -> Iterator[None]:
+        for layer in self._layers:
+            try:
+                chunks, size = self._shared.manifest_of(layer)
+                if size > MAX_MANIFEST_BYTES:
+                    return
+                self.names.add(self._shared.chunks_of(layer))
+                yield from self.pages.grow(load(self._shared.content, chunks, layer), self._shared.content)
+            except (LayerUnknown, ChunkMissing, ManifestInvalid):
+                return
+
+
 class EchoServing:
     """The serving side of `chunks.echoes`.
 
     Args:
         source: what a peer may see under a scope; raises NotFound.
         shared: the layers of the whole mesh.
-        turn: a peer's place in the queue of those that want chunks.
+        turns: each peer's place in the queue of those that want chunks.
     """
 
-    def __init__(
-        self,
-        source: Callable[[str, NodeId], Source],
-        shared: Source,
-        turn: Callable[[NodeId], AbstractAsyncContextManager[None]],
-    ) -> None:
+    def __init__(self, source: Callable[[str, NodeId], Source], shared: Source, turns: Turns) -> None:
         self._source = source
         self._shared = shared
-        self._turn = turn
+        self._turn: Callable[[NodeId], AbstractAsyncContextManager[None]] = turns.take
         self._threads = trio.CapacityLimiter(THREADS)
-        self._making = threading.Lock()
-        self._index: _Index | None = None
+        self._indices: dict[str, _Index] = {}
         self.bytes_served = 0
 
     @property
@@ -88,9 +115,9 @@ class EchoServing:
         """The method that peers may call."""
         return {echo_wire.CHUNKS_ECHOES: self.chunks_echoes}
 
-    def forget(self) -> None:
-        """Nobody will ask soon."""
-        self._index = None
+    def forget(self, scope: str) -> None:
+        """What was exposed so is not any more."""
+        self._indices.pop(scope, None)
 
     async def chunks_echoes(self, call: Incoming) -> dict[str, Any]:
         """`chunks.echoes`: send chunks as patches of what is in shared layers, or as they are.
@@ -104,8 +131,7 @@ class EchoServing:
             raise errors.Usage(str(error)) from None
         peer = NodeId(call.peer)
         async with self._turn(peer):
-            content, rate = self._source(ask.scope, peer).content, outflow_rate(call.link())
-            sendings = self._sendings(ask, content, rate)
+            sendings = self._sendings(ask, self._source(ask.scope, peer), outflow_rate(call.link()))
             here = 0
             while (sending := await trio.to_thread.run_sync(next, sendings, None, limiter=self._threads)) is not None:
                 self._source(ask.scope, peer)
@@ -114,19 +140,20 @@ class EchoServing:
                 here += sending.chunks
         return {"missing": len(ask.ids) - here}
 
-    def _sendings(self, ask: EchoAsk, content: Content, rate: float | None) -> Iterator[_Sending]:
+    def _sendings(self, ask: EchoAsk, source: Source, rate: float | None) -> Iterator[_Sending]:
         """The parts of an answer; for worker threads, one after the other."""
-        plain = list[ChunkId]()
-        index = self._index_for(ask, content) if rate is None or rate <= FAIR_RATE else None
-        if index is None:
+        content, plain = source.content, list[ChunkId]()
+        index = self._index(ask, source)
+        if index is None or (rate is not None and rate > FAIR_RATE):
             plain += ask.ids
         else:
+            index.grow(GROW_S)
             number = {chunk: at for at, chunk in enumerate(ask.ids)}
             encoder = PatchEncoder(rate)
             for unit in _units(index.pages, content, ask.ids, plain):
                 relative = sorted(unit.relative)
                 names = [index.names[at] for at in relative]
-                held = hold(self._shared.content.read(names), 2 * RELATIVE_BYTES)
+                held = hold(self._shared.content.read(list(dict.fromkeys(names))), 2 * RELATIVE_BYTES)
                 if len(held) < len(set(names)):  # a layer was removed meanwhile
                     plain += unit.targets
                     continue
@@ -137,28 +164,11 @@ class EchoServing:
         for group in exact_groups(content, plain, rate, bundles=True) if plain else ():
             yield _Sending(content_wire.group_header(group), group.payload, len(group.ids))
 
-    def _index_for(self, ask: EchoAsk, content: Content) -> _Index | None:
-        """The index of the layers that an ask names; None where it would be of no use."""
-        some = ask.ids[:: len(ask.ids) // _SAMPLES or 1]
-        if not any(is_memory(data) for _, data in content.read(some)):
+    def _index(self, ask: EchoAsk, source: Source) -> _Index | None:
+        """The index for a migration; None where the asker has other layers than it should."""
+        if not source.layers or list(ask.layers) != list(source.layers):
             return None
-        layers = tuple(ask.layers)
-        with self._making:
-            if self._index is None or self._index.layers != layers:
-                try:
-                    self._index = self._make(layers)
-                except (LayerUnknown, ChunkMissing, ManifestInvalid):
-                    return None
-            return self._index
-
-    def _make(self, layers: tuple[LayerId, ...]) -> _Index:
-        pages, names = PageIndex(), list[ChunkId]()
-        for layer in layers:
-            chunks, _ = self._shared.manifest_of(layer)
-            manifest = load(self._shared.content, chunks, layer)
-            names += manifest.chunks()
-            pages.add_layer(manifest, self._shared.content)
-        return _Index(layers, pages, names)
+        return self._indices.setdefault(ask.scope, _Index(self._shared, source.layers))
 
 
 def _units(pages: PageIndex, content: Content, ids: Sequence[ChunkId], plain: list[ChunkId]) -> Iterator[_Unit]:

@@ -19,6 +19,7 @@ from p2player.patching import rebuild
 from p2player.proto import content_wire, echo_wire
 from p2player.proto.echo_wire import EchoAsk
 from p2player.proto.frames import Part, RemoteProtocolError
+from p2player.sources import JoinedIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Echoed:
     """
 
     layers: Sequence[LayerId]
-    chunks: Sequence[ChunkId]
+    chunks: JoinedIds
     content: Content
 
 
@@ -85,17 +86,19 @@ class EchoLanding:
 
     def _apply(self, names: Sequence[ChunkId], wanted: Sequence[ChunkId], patch: Buffer) -> bool:
         """Make chunks and store them; in a worker thread. False: they are not what they should be."""
-        held = hold(_bounded(self._echoed.content.read(names)), 2 * RELATIVE_BYTES)
-        if len(held) < len(set(names)):
-            return False  # a layer was removed meanwhile
+        distinct = list(dict.fromkeys(names))
+        held = hold(_bounded(self._echoed.content.read(distinct)), 2 * RELATIVE_BYTES)
+        if len(held) < len(distinct):
+            return False  # a layer was removed meanwhile, or that is too much
         relative = [held[name] for name in names]
         return rebuild(self._landing, self._content, wanted, relative, patch)
 
 
 def _bounded(chunks: Iterable[tuple[ChunkId, memoryview]]) -> Iterator[tuple[ChunkId, memoryview]]:
+    """As many as a patch may refer to."""
     size = 0
     for chunk, data in chunks:
         size += len(data)
         if size > RELATIVE_BYTES:
-            raise RemoteProtocolError("a patch that refers to too much")
+            return
         yield chunk, data

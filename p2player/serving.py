@@ -64,7 +64,7 @@ class Serving:
         layers = SharedLayers(store)
         self._shared = Source(store, layers.chunks_of, layers.manifest_of)
         self._patches = PatchServing(self._source, self._turns.take)
-        self._echoes = EchoServing(self._source, self._shared, self._turns.take)
+        self._echoes = EchoServing(self._source, self._shared, self._turns)
         self._threads = trio.CapacityLimiter(THREADS)
         self._bytes_served = 0
 
@@ -98,8 +98,7 @@ class Serving:
     def withdraw(self, scope: str) -> None:
         """End `expose`; requests under way end with the groups that they have read."""
         self._exposed.pop(scope, None)
-        if not self._exposed:
-            self._echoes.forget()
+        self._echoes.forget(scope)
 
     async def layer_manifest(self, call: Incoming) -> dict[str, Any]:
         """`layer.manifest`: a page of the chunks of a layer's manifest.

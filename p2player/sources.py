@@ -5,6 +5,7 @@ of the mesh may read the shared store; what is one migration's is exposed to one
 """
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,28 @@ class PackedIds(Sequence[ChunkId]):
         return ChunkId(self._joined[start : start + ID_BYTES])
 
 
+class JoinedIds:
+    """Several lists of ids one after the other."""
+
+    def __init__(self, lists: Iterable[Sequence[ChunkId]]) -> None:
+        self._lists: list[Sequence[ChunkId]] = []
+        self._ends: list[int] = []
+        for ids in lists:
+            self.add(ids)
+
+    def add(self, ids: Sequence[ChunkId]) -> None:
+        """One more list, behind the others."""
+        self._lists.append(ids)
+        self._ends.append(len(self) + len(ids))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, at: int) -> ChunkId:
+        number = bisect_right(self._ends, at)
+        return self._lists[number][at - (self._ends[number - 1] if number else 0)]
+
+
 def _no_layer(layer: LayerId) -> NoReturn:
     raise LayerUnknown(layer)
 
@@ -52,11 +75,13 @@ class Source:
         content: the chunks.
         chunks_of: the distinct chunks of a layer, in the order of its manifest. Raises LayerUnknown.
         manifest_of: the ids of the chunks of its manifest, and the size of that in bytes. Raises LayerUnknown.
+        layers: shared layers that the peer has, and of which the content may repeat something.
     """
 
     content: Content
     chunks_of: Callable[[LayerId], Sequence[ChunkId]] = _no_layer
     manifest_of: Callable[[LayerId], tuple[Sequence[ChunkId], int]] = _no_layer
+    layers: Sequence[LayerId] = ()
 
 
 class SharedLayers:

@@ -35,7 +35,7 @@ from p2player.manifests import Description, ManifestHunt, described_here
 from p2player.net.connection import Throttle
 from p2player.proto import content_wire as wire
 from p2player.proto.roster import HolderHint
-from p2player.sources import SharedLayers
+from p2player.sources import JoinedIds, SharedLayers
 from p2player.swarming import Holders, Job, Progress, Session, Sessions, SwarmRun, schedule
 
 __all__ = ["HolderHint", "Holders", "Progress", "PullReport", "Transfers"]
@@ -230,7 +230,7 @@ class Transfers:
         if not layers or wanted_bytes < ECHO_BYTES:
             return None
         try:
-            chunks = [chunk for layer in layers for chunk in self._layers.chunks_of(layer)]
+            chunks = JoinedIds(self._layers.chunks_of(layer) for layer in layers)
         except LayerUnknown:
             return None
         return Echoed(layers, chunks, self._store)

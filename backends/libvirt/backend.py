@@ -75,7 +75,7 @@ class LibvirtBackend:
     """
 
     name = "libvirt"
-    capabilities = Capabilities(live=True, cooperative=False, leave_running=True, root=True)
+    capabilities = Capabilities(live=True, cooperative=False, leave_running=True, root=True, guest_memory=True)
 
     def __init__(self, settings: EngineSettings | None = None, *, healthy_after_s: float = 1.0) -> None:
         self._connection = Connection(None if settings is None else settings.libvirt_uri)

@@ -7,14 +7,14 @@ files is kept (patience diff, Bram Cohen; the sequence by Fredman's binary searc
 
 Not each of these is evidence. The framing of a stream of memory is a few bytes that are the same in every stream and
 stand where the writer's clock wanted: one such piece at another place would pull apart a hundred megabytes on either
-side of it that face each other exactly. So an anchor must be worth the *detour* it asks for: neighbours on one diagonal
-(the same distance between both files) count together, and what they hold must be at least 1/`WORTH` of the bytes by
-which the diagonal would move less without them. The ends of the files are anchors that need no worth.
+side of it that face each other exactly. So an anchor must be worth the *detour* it asks for: neighbours on about one
+diagonal (the same distance between both files) count together, and what they hold must be at least 1/`WORTH` of the
+bytes by which the diagonal would move less without them. The ends of the files are anchors that need no worth.
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 WORTH: Final = 256
@@ -85,17 +85,29 @@ def supported(anchors: Sequence[Anchor], end: int) -> list[Anchor]:
         anchors: ascending in both files.
         end: the diagonal of the ends of both files; that of their beginnings is 0.
     """
-    runs = [list(run) for _, run in groupby(anchors, key=lambda anchor: anchor.diagonal)]
+    kept = list(anchors)
     for _ in range(_PASSES):  # one that is dropped may have been what another leaned on
-        kept: list[list[Anchor]] = []
+        runs, kept = _runs(kept), []
         for at, run in enumerate(runs):
-            before = kept[-1][0].diagonal if kept else 0
+            before = kept[-1].diagonal if kept else 0
             behind = runs[at + 1][0].diagonal if at + 1 < len(runs) else end
-            here = run[0].diagonal
-            detour = abs(here - before) + abs(behind - here) - abs(behind - before)
+            first, last = run[0].diagonal, run[-1].diagonal
+            detour = abs(first - before) + abs(behind - last) - abs(behind - before)
             if detour <= WORTH * sum(anchor.length for anchor in run):
-                kept.append(run)
-        if len(kept) == len(runs):
+                kept += run
+        if len(kept) == sum(map(len, runs)):
             break
-        runs = kept
-    return [anchor for run in runs for anchor in run]
+    return kept
+
+
+def _runs(anchors: Sequence[Anchor]) -> list[list[Anchor]]:
+    """Neighbours that ask for one and the same detour, or nearly so."""
+    runs: list[list[Anchor]] = []
+    for anchor in anchors:
+        last = runs[-1][-1] if runs else None
+        near = last is not None and abs(anchor.diagonal - last.diagonal) <= WORTH * min(anchor.length, last.length)
+        if near:
+            runs[-1].append(anchor)
+        else:
+            runs.append([anchor])
+    return runs

@@ -9,10 +9,11 @@ multiples of a page, so one fingerprint for each page of them finds it.
 
 The memory side is that of `finecuts.record_cuts`: chunks of QEMU's stream. For any other chunk nothing is looked up.
 
-A fingerprint is only a hint: whoever makes a patch compares bytes.
+An index grows step by step, as long as it may, and is of use from the first step on. A fingerprint is only a hint:
+whoever makes a patch compares bytes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from chunkstore.content import Content
@@ -24,9 +25,9 @@ from chunkstore.manifest import Manifest
 from chunkstore.pinning import hold
 
 MAX_PAGES: Final = 1 << 19
-"""Of 2 GiB of layers; about 60 MB of memory. What comes after them is not found."""
+"""That are looked at: 2 GiB of layers; about 60 MB of memory. What comes after them is not found."""
 
-_WINDOW_BYTES: Final = 8 << 20
+_WINDOW_BYTES: Final = 4 << 20
 _LEAST_PAGES: Final = 2
 _LEAST_SHARE: Final = 32
 _ZEROS: Final = bytes(PAGE_BYTES)
@@ -35,17 +36,20 @@ _ZEROS: Final = bytes(PAGE_BYTES)
 class PageIndex:
     """The pages of the files of some layers. Chunks are numbered by layer, then as their manifest has them.
 
+    One thread at a time may let it grow, while others ask.
+
     Attributes:
         lengths: of the chunks, in bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_pages: int = MAX_PAGES) -> None:
         self.lengths: list[int] = []
         self._places: dict[int, int] = {}
         self._starts: dict[int, int] = {}
+        self._left = max_pages
 
-    def add_layer(self, manifest: Manifest, content: Content) -> None:
-        """Look at all pages of one more layer; chunks that are not in `content` are passed over.
+    def grow(self, manifest: Manifest, content: Content) -> Iterator[None]:
+        """Look at the pages of one more layer, a few megabytes at each step; chunks that are not here are passed over.
 
         Raises:
             StoreError: it cannot be read.
@@ -54,21 +58,27 @@ class PageIndex:
         positions = {chunk: at for at, chunk in enumerate(known, len(self.lengths))}
         self.lengths += known.values()
         for entry in manifest.entries:
-            if entry.kind is Kind.REGULAR and entry.size >= PAGE_BYTES and len(self._places) < MAX_PAGES:
-                self._add_file(_pieces(entry.table, positions, content))
+            if entry.kind is Kind.REGULAR and entry.size >= PAGE_BYTES:
+                for window in _windows(entry.table):
+                    if self._left <= 0:
+                        return
+                    self._add_window(window, positions, content)
+                    yield
 
     def positions(self, chunk: Buffer) -> set[int]:
         """The chunks that have pages of this one; none where that is too little to be worth a patch."""
         view = memoryview(chunk)
-        found, hits, at = set[int](), 0, 0
+        hits: dict[int, int] = {}
+        found, at = 0, 0
         for length in record_cuts(chunk):
             if length == PAGE_BYTES:
                 place = self._places.get(fingerprint(view[at : at + PAGE_BYTES]))
                 if place is not None:
-                    found.update((place >> 1, (place >> 1) + (place & 1)))
-                    hits += 1
+                    found += 1
+                    for position in (place >> 1, (place >> 1) + (place & 1)):
+                        hits[position] = hits.get(position, 0) + 1
             at += length
-        return found if hits >= _LEAST_PAGES and hits * PAGE_BYTES * _LEAST_SHARE >= len(view) else set()
+        return set(hits) if found >= _LEAST_PAGES and found * PAGE_BYTES * _LEAST_SHARE >= len(view) else set()
 
     def cuts(self, positions: Sequence[int]) -> list[int]:
         """The lengths of the pages of these chunks one after the other, and of what lies between them.
@@ -88,18 +98,23 @@ class PageIndex:
             before = position
         return [length for length in (*cuts, open_bytes) if length]
 
-    def _add_file(self, pieces: Iterable[tuple[int, int, Buffer]]) -> None:
-        """Look at the pages of a file, given as (offset, position, content) of its chunks."""
-        tail, tail_position, due = b"", 0, 0
-        for offset, position, data in pieces:
+    def _add_window(self, window: list[tuple[int, ChunkId]], positions: dict[ChunkId, int], content: Content) -> None:
+        """Look at the pages of some chunks of a file, each given with its offset; one seen before is passed over."""
+        fresh = [chunk for _, chunk in window if positions[chunk] not in self._starts]
+        held = hold(content.read(list(dict.fromkeys(fresh))), 2 * _WINDOW_BYTES) if fresh else {}
+        tail, tail_position, due = b"", -2, 0
+        for offset, chunk in window:
+            position, data = positions[chunk], held.get(chunk)
+            if data is None or position in self._starts:
+                continue
             view = memoryview(data)
-            start = min(-offset % PAGE_BYTES, len(view))
-            self._starts.setdefault(position, start)
+            start = self._starts[position] = min(-offset % PAGE_BYTES, len(view))
             if tail and due == offset and position == tail_position + 1:
                 self._add(tail + view[:start], tail_position, 1)
             end = len(view) - (len(view) - start) % PAGE_BYTES
             for at in range(start, end, PAGE_BYTES):
                 self._add(view[at : at + PAGE_BYTES], position, 0)
+            self._left -= 1 + len(view) // PAGE_BYTES
             tail, tail_position, due = bytes(view[end:]), position, offset + len(view)
 
     def _add(self, page: Buffer, position: int, spans: int) -> None:
@@ -108,13 +123,8 @@ class PageIndex:
             self._places.setdefault(fingerprint(page), position << 1 | spans)
 
 
-def is_memory(chunk: Buffer) -> bool:
-    """Whether a chunk is a sequence of QEMU's records, so that an index has anything to say of it."""
-    return bool(record_cuts(chunk))
-
-
-def _pieces(table: bytes, positions: dict[ChunkId, int], content: Content) -> Iterator[tuple[int, int, Buffer]]:
-    """Offset, position and content of the chunks of a file, in its order."""
+def _windows(table: bytes) -> Iterator[list[tuple[int, ChunkId]]]:
+    """The chunks of a file in its order, each with its offset, some megabytes at a time."""
     window: list[tuple[int, ChunkId]] = []
     offset = window_bytes = 0
     for length, raw in EXTENT.iter_unpack(table):
@@ -123,15 +133,7 @@ def _pieces(table: bytes, positions: dict[ChunkId, int], content: Content) -> It
             window_bytes += length
         offset += abs(length)
         if window_bytes >= _WINDOW_BYTES:
-            yield from _read(window, positions, content)
+            yield window
             window, window_bytes = [], 0
-    yield from _read(window, positions, content)
-
-
-def _read(
-    window: list[tuple[int, ChunkId]], positions: dict[ChunkId, int], content: Content
-) -> Iterator[tuple[int, int, Buffer]]:
-    held = hold(content.read([chunk for _, chunk in window]), 2 * _WINDOW_BYTES)
-    for offset, chunk in window:
-        if chunk in held:
-            yield offset, positions[chunk], held[chunk]
+    if window:
+        yield window

@@ -114,7 +114,7 @@ class DestinationWork:
         except ExceptionGroup as group:
             raise faults.describe(group) from group
         self.close()
-        self._layers = tuple(dict.fromkeys((LayerId(offer.base), LayerId(offer.app))))
+        self._layers = self._parts.echoed_layers(offer)
         self._images = await self._parts.in_thread(DestinationImages, self._folder, key)
         basis = self._bases.find(offer.app_id)
         if basis is not None:

@@ -10,13 +10,14 @@ from typing import TypeVar
 import trio
 
 from backends.base import Moment
+from chunkstore.digest import LayerId
 from chunkstore.errors import StoreError
 from gossip.messages import NodeId
 from p2player import faults
 from p2player.migration.seams import Apps, Exposure, LayerTrees, Members, Peers, Progress, Pulls, Stock
 from p2player.proto.handoff import messages
 from p2player.proto.handoff.fields import Malformed
-from p2player.proto.handoff.messages import Message
+from p2player.proto.handoff.messages import Message, Offer
 from p2player.proto.roster import HolderHint
 
 HANDOFF = "handoff"
@@ -87,6 +88,12 @@ class Parts:
         """A node that has everything of what is asked for."""
         member = self.members.member(node)
         return HolderHint(node, None if member is None else member.rtt_s)
+
+    def echoed_layers(self, offer: Offer) -> tuple[LayerId, ...]:
+        """The layers of an app that its instance may repeat: both ends look for it there, or neither does."""
+        if not self.apps.has_guest_memory(offer.backend):
+            return ()
+        return tuple(dict.fromkeys((LayerId(offer.base), LayerId(offer.app))))
 
     def since(self, moment: Moment) -> float:
         """Seconds since then, on this machine's clock."""

@@ -86,7 +86,9 @@ class SourceWork:
     async def send(self, message: Message) -> Message | None:
         match message:
             case messages.Sync() if self._images is not None:
-                self._parts.exposure.expose(self._migration, self._images.source, NodeId(self._offer.destination))
+                layers = self._parts.echoed_layers(self._offer)
+                source = replace(self._images.source, layers=layers)
+                self._parts.exposure.expose(self._migration, source, NodeId(self._offer.destination))
                 self.spoken_bytes += spoken(message)
             case messages.Commit() | messages.Abort():
                 message = replace(message, row=write_row(self._row()))

@@ -49,7 +49,10 @@ class EchoAsk:
             raise RemoteProtocolError("field 'layers' is not made of whole ids, or of too many")
         if len(set(ids)) < len(ids):
             raise RemoteProtocolError("a chunk that is asked for twice")
-        return EchoAsk(scope, ids, [LayerId(joined[at : at + ID_BYTES]) for at in range(0, len(joined), ID_BYTES)])
+        layers = [LayerId(joined[at : at + ID_BYTES]) for at in range(0, len(joined), ID_BYTES)]
+        if len(set(layers)) < len(layers):
+            raise RemoteProtocolError("a layer that is named twice")
+        return EchoAsk(scope, ids, layers)
 
 
 def echo_header(wants: Iterable[int], relative: Iterable[int]) -> dict[str, Any]:

@@ -227,17 +227,20 @@ class RoundPolicy:
         if self._lag is None or self._taken_at is None:
             return by_bytes_s
         by_lag_s = self.link.overhead_s + self._lag * max(now - self._taken_at, 0.0)
+        if self._image_bytes is not None and self.link.measured:
+            by_lag_s = min(by_lag_s, self.link.predict(self._image_bytes))
         return max(by_lag_s, by_bytes_s or 0.0) if self._whole else by_lag_s
 
     def _observe(self, fetched_bytes: int, seconds: float) -> None:
         if not self._as_delta:
             self.link = observe(self.link, fetched_bytes, seconds)
             return
-        if self._interval_s > 0:
-            self._lag = max(seconds - self.link.overhead_s, 0.0) / self._interval_s
         # A small one is mostly overhead, and says little of how large ones would fare.
         seen = observe(self.delta_link, fetched_bytes, seconds, _LARGE_BYTES)
         self.link = replace(self.link, overhead_s=seen.overhead_s)
+        if self._interval_s > 0:
+            lag = max(seconds - self.link.overhead_s, 0.0) / self._interval_s
+            self._lag = lag if self._lag is None else (self._lag + lag) / 2
         if seen.measured:
             self._delta_goodput_bytes_s = seen.goodput_bytes_s
 

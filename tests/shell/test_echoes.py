@@ -11,6 +11,7 @@ import pytest
 from chunkstore.digest import ChunkId, LayerId
 from chunkstore.importer import import_tree
 from chunkstore.vault import Vault
+from p2player import echo_serving
 from p2player.errors import P2PlayerError
 from p2player.net.connection import Incoming
 from p2player.proto import echo_wire
@@ -72,7 +73,7 @@ async def guest(tmp_path: Path) -> AsyncIterator[Guest]:
         there = Vault.create(tmp_path / "there")
         wants = import_tree(there, state).manifest.chunks()
         here = Vault.create(tmp_path / "here", there.key)
-        peer.serving.expose(SCOPE, Source(there), ME)
+        peer.serving.expose(SCOPE, Source(there, layers=layers), ME)
         yield Guest(mesh, peer, here, there, wants, layers)
         here.close()
         there.close()
@@ -90,6 +91,19 @@ async def test_without_layers_all_of_it_does(guest: Guest) -> None:
     report = await guest.pull(())
     assert guest.arrived()
     assert report.transferred > 0.95 * report.total
+
+
+async def test_layers_that_are_not_those_of_the_migration_are_not_looked_at(guest: Guest) -> None:
+    report = await guest.pull(guest.layers[:1])
+    assert guest.arrived()
+    assert report.transferred > 0.95 * report.total
+
+
+async def test_an_index_that_is_not_whole_is_of_use(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(echo_serving, "GROW_S", 0.0)
+    report = await guest.pull()
+    assert guest.arrived()
+    assert report.transferred < 0.95 * report.total
 
 
 async def test_a_node_of_an_earlier_version_sends_it_as_it_is(guest: Guest) -> None:

@@ -44,6 +44,12 @@ def test_neighbours_on_one_diagonal_count_together() -> None:
     assert supported(run[:1], 0) == []
 
 
+def test_a_few_bytes_do_not_hold_each_other_where_they_do_not_belong() -> None:
+    """Two pieces of framing that moved together, with some bytes between them that changed their number."""
+    false = [anchor(100, 300, 20 * MIB, 80 * MIB, 18), anchor(102, 303, 20 * MIB + 600, 80 * MIB + 608, 18)]
+    assert supported(false, 0) == []
+
+
 def test_what_leaned_on_a_dropped_one_is_dropped_too() -> None:
     false = [anchor(100, 150, 20 * MIB, 40 * MIB, 18), anchor(200, 250, 30 * MIB, 60 * MIB, 18)]
     assert supported(false, 0) == []

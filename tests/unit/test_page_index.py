@@ -6,7 +6,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkstore.delta.pageindex import PageIndex, is_memory
+from chunkstore.delta.pageindex import PageIndex
 from chunkstore.importer import import_tree
 from tests.support.memory_content import MemoryContent
 from tests.support.revisions import PAGE, ram_records
@@ -23,7 +23,8 @@ def index_of(folder: Path, files: dict[str, bytes]) -> tuple[PageIndex, MemoryCo
     content = MemoryContent()
     manifest = import_tree(content, folder).manifest
     index = PageIndex()
-    index.add_layer(manifest, content)
+    for _ in index.grow(manifest, content):
+        pass
     held = {chunk: bytes(data) for chunk, data in content.read(list(manifest.chunks()))}
     return index, content, [held[chunk] for chunk in manifest.chunks()]
 
@@ -65,7 +66,22 @@ def test_memory_that_has_little_of_the_layers_refers_to_nothing(tmp_path: Path) 
     assert index.positions(ram_records([file[3], *other[1:]], 0, b"pc.ram")) == set(), "one page of 64 is no reason"
     assert index.positions(ram_records([*file[3:7], *other[4:]], 0, b"pc.ram"))
     assert index.positions(b"".join(file)) == set(), "this is no memory of a guest"
-    assert not is_memory(b"".join(file)) and is_memory(ram_records(file, 0, b"pc.ram"))
+
+
+def test_no_more_is_looked_at_than_allowed(tmp_path: Path) -> None:
+    known = pages(Random(1), 3000)
+    (tmp_path / "disk").write_bytes(b"".join(known))
+    (tmp_path / "same").write_bytes(b"".join(known))
+    content = MemoryContent()
+    manifest = import_tree(content, tmp_path).manifest
+    index = PageIndex(max_pages=1500)
+    assert len(list(index.grow(manifest, content))) == 2, "steps of a thousand pages"
+    assert index.positions(ram_records(known[:64], 0, b"pc.ram"))
+    assert not index.positions(ram_records(known[-64:], 0, b"pc.ram"))
+    index = PageIndex()
+    for _ in index.grow(manifest, content):
+        pass
+    assert index.positions(ram_records(known[-64:], 0, b"pc.ram"))
 
 
 def test_empty_pages_are_nowhere(tmp_path: Path) -> None:
@@ -81,7 +97,8 @@ def test_layers_are_numbered_one_after_the_other(tmp_path: Path) -> None:
     index, content, chunks = index_of(first, {"disk": b"".join(pages(Random(1), 100))})
     (second / "disk").write_bytes(b"".join(pages(Random(2), 100)))
     manifest = import_tree(content, second).manifest
-    index.add_layer(manifest, content)
+    for _ in index.grow(manifest, content):
+        pass
     assert len(index.lengths) == len(chunks) + len(manifest.chunks())
     assert min(index.positions(ram_records(pages(Random(2), 8), 0, b"pc.ram"))) >= len(chunks)
 
