@@ -178,14 +178,18 @@ class RoundPolicy:
         self._deltas.append(delta_bytes)
         self._as_delta = as_delta
 
-    def moved(self, fetched_bytes: int, seconds: float, now: float) -> Verdict:
-        """The destination pulled the newest image: `fetched_bytes` of it came over the wire in `seconds`."""
+    def moved(self, fetched_bytes: int, seconds: float, now: float, image_s: float | None = None) -> Verdict:
+        """The destination pulled the newest image: `fetched_bytes` of it came over the wire in `seconds`.
+
+        Args:
+            image_s: seconds that another image would take; None: as long as this one lay there before it was sent.
+        """
         self.rounds += 1
         self._observe(fetched_bytes, seconds)
         expected_s = self._expected_s(now)
         if self._fits_whole() or (expected_s is not None and expected_s <= self.config.budget_s):
             return Verdict.SUSPEND
-        useful = expected_s is None or self._teaches() or self._shrinks(expected_s, seconds, now)
+        useful = expected_s is None or self._teaches() or self._shrinks(expected_s, seconds, now, image_s)
         return Verdict.ROUND if useful and self.rounds < self.config.max_rounds else self.stuck()
 
     def _fits_whole(self) -> bool:
@@ -248,18 +252,20 @@ class RoundPolicy:
         """Whether the next round is the first to show what a delta costs."""
         return self.rounds == 1 and not self._as_delta and not self.delta_link.measured
 
-    def _shrinks(self, expected_s: float, seconds: float, now: float) -> bool:
+    def _shrinks(self, expected_s: float, seconds: float, now: float, image_s: float | None) -> bool:
         """Whether the next delta is smaller than the last one, or takes so little time that the one after it will be.
 
         Args:
             expected_s: seconds for the next delta.
             seconds: that the last transfer took.
+            image_s: that another image takes.
         """
         if self._lag is None and (self.expected_delta(now) or 0.0) <= self._deltas[-1] * self.config.shrink:
             return True
         assert self._taken_at is not None
         interval_s = now - self._taken_at
-        return max(interval_s - seconds, 0.0) + expected_s <= interval_s * self.config.shrink
+        before_s = max(interval_s - seconds, 0.0) if image_s is None else image_s
+        return before_s + expected_s <= interval_s * self.config.shrink
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,18 @@ def test_a_few_pages_in_every_chunk_cost_what_their_time_does() -> None:
     assert lasted[-1] < 1.5 and len(lasted) <= 5
 
 
+def test_an_image_that_lay_there_does_not_count_against_the_next() -> None:
+    """It was taken 2 s before it could be sent; the next one will not be."""
+    for image_s, verdict in ((None, Verdict.SUSPEND), (0.5, Verdict.ROUND)):
+        rounds = policy(SLOW)
+        rounds.begin(100 * MB)
+        rounds.imaged(100 * MB, taken_at=0.0)
+        rounds.moved(100 * MB, 20.0, now=20.0)
+        rounds.imaged(50 * MB, taken_at=18.0, as_delta=True)
+        rounds.imaged(50 * MB, taken_at=24.0, as_delta=True)
+        assert rounds.moved(50 * MB, 2.4, now=28.4, image_s=image_s) is verdict
+
+
 def test_what_changed_as_a_whole_may_have_done_so_many_times() -> None:
     rounds = policy(SLOW, max_freeze_s=1.0)
     rounds.begin(10 * MB)

@@ -364,7 +364,7 @@ class SourceMachine(SourceGrant):
 
     def _rounded(self, pulled: Pulled) -> None:
         self._count(pulled)
-        verdict = self.policy.moved(pulled.fetched, pulled.seconds, self._now)
+        verdict = self.policy.moved(pulled.fetched, pulled.seconds, self._now, self._imaging_s)
         ahead, self._ahead = self._ahead, _Ahead()
         if ahead.token is None and ahead.imaged is None:
             self._follow(verdict)
