@@ -31,7 +31,7 @@ from p2player.outflow import exact_groups, outflow_rate
 from p2player.proto import content_wire, echo_wire
 from p2player.proto.delta_choice import FAIR_RATE
 from p2player.proto.echo_wire import EchoAsk
-from p2player.proto.frames import RemoteProtocolError
+from p2player.proto.frames import MAX_PAYLOAD_BYTES, RemoteProtocolError
 from p2player.sources import JoinedIds, Source
 from p2player.turns import Turns
 
@@ -159,6 +159,9 @@ class EchoServing:
                     continue
                 cuts = index.pages.cuts(relative)
                 patch = encoder.encode(list(unit.targets.values()), [held[name] for name in names], cuts)
+                if len(patch) > MAX_PAYLOAD_BYTES:
+                    plain += unit.targets
+                    continue
                 header = echo_wire.echo_header((number[chunk] for chunk in unit.targets), relative)
                 yield _Sending(header, patch, len(unit.targets))
         for group in exact_groups(content, plain, rate, bundles=True) if plain else ():

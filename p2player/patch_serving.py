@@ -28,7 +28,7 @@ from p2player.net.connection import Handler, Incoming
 from p2player.outflow import exact_groups, outflow_rate
 from p2player.proto import content_wire, delta_wire
 from p2player.proto.delta_wire import DeltaAsk
-from p2player.proto.frames import RemoteProtocolError
+from p2player.proto.frames import MAX_PAYLOAD_BYTES, RemoteProtocolError
 from p2player.sources import Source
 from p2player.turns import Turns
 
@@ -187,7 +187,9 @@ class _Answer:
             if targets:
                 if self._encoder is None:
                     self._encoder = PatchEncoder(rate)
-                return self._encoder.encode(targets, relative)
+                patch = self._encoder.encode(targets, relative)
+                if len(patch) <= MAX_PAYLOAD_BYTES:  # what does not compress may take a few bytes more than it has
+                    return patch
         groups, size = list[Group](), 0
         for group in exact_groups(self._content, wanted, rate, bundles=True):
             groups.append(group)

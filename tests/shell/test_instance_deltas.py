@@ -27,9 +27,10 @@ from p2player.net.connection import Incoming
 from p2player.net.link import UNKNOWN, LinkEstimate
 from p2player.proto import content_wire, delta_wire
 from p2player.proto.delta_wire import DeltaAsk
-from p2player.proto.frames import Buffer
+from p2player.proto.frames import MAX_PAYLOAD_BYTES, Buffer
 from p2player.proto.handoff.messages import Image, Outline, Round, decode, encode
 from p2player.transfer import HolderHint, PullReport, Transfers
+from tests.support.images import criu_folder
 from tests.support.pullmesh import ME, Peer, open_mesh
 from tests.support.swarmnet import node
 
@@ -203,6 +204,22 @@ async def test_old_chunks_that_are_lost_are_no_basis(ends: Ends) -> None:
     assert lacking.kin is not None
     await ends.pull_wants(lacking.wants, lacking.kin)
     assert not ends.destination.vault.missing(lacking.wants)
+
+
+async def test_a_patch_that_is_larger_than_a_part_goes_as_chunks(ends: Ends) -> None:
+    """4 MiB that became other noise take a few bytes more than 4 MiB as a patch."""
+    rng, layers = Random(5), list[LayerId]()
+    for _ in range(2):
+        criu_folder(ends.state, [(1 << 32, PAGES, 4)], rng.randbytes(PAGES * PAGE_BYTES))
+        layers.append(LayerId(ends.source.take(final=False).image.layer))
+    old, new = (ends.source.source.chunks_of(layer) for layer in layers)
+    lengths = {chunk: len(data) for chunk, data in ends.source.vault.read(list(new))}
+    noise = tuple(at for at, chunk in enumerate(new) if lengths[chunk] == 256 << 10)[:16]
+    call = Call(DeltaAsk(SCOPE, layers[1], layers[0], [Unit(noise, noise)], [b""]).body(), ME)
+    assert await ends.peer.serving.handlers[delta_wire.CHUNKS_DELTA](cast(Incoming, call)) == {"missing": 0}
+    assert len(old) == len(new) and len(noise) == 16
+    assert max(map(len, call.parts)) <= MAX_PAYLOAD_BYTES
+    assert sum(map(len, call.parts)) >= 4 << 20
 
 
 # -- the way back
