@@ -5,7 +5,8 @@ Theory of operation
 Evidence is taken in this order:
 
 1. the same path, unless nothing is common to both files and another old file shares a good part of the chunks
-   (a log that was rotated),
+   (a log that was rotated), or one is several times as large as the other, and an old file whose path differs in
+   numbers only is nearer in size (`pages-1.img` and `pages-2.img` of two processes that changed places),
 2. the old file that shares most chunks: renamed or moved, and edited,
 3. the same path when version numbers are taken out of it (`foo-1.2/x` and `foo-1.3/x`),
 4. the same base name of a path that is gone, of several the one of the closest size,
@@ -30,6 +31,8 @@ from chunkstore.manifest import Manifest
 
 _GOOD_SHARE: Final = 1 / 8
 _SEARCHED: Final = 64
+_FAR: Final = 4
+_FAR_BYTES: Final = 64 << 10
 _VERSION = re.compile(rb"[0-9a-f]{8,}|[0-9]+(?:[.\-_~+][0-9]+)*")
 
 
@@ -54,6 +57,7 @@ class OldFiles:
         self.files: list[Entry] = []
         self.positions: dict[ChunkId, int] = {}
         self._homes = array("I")
+        self._sizes = array("Q")
         self._by_path: dict[bytes, int] = {}
         self._kept = kept
         self._names: list[_Names] = []
@@ -66,6 +70,7 @@ class OldFiles:
                         self._homes.append(len(self.files))
                 self._by_path[entry.path] = len(self.files)
                 self.files.append(entry)
+                self._sizes.append(entry.size)
             elif entry.kind is Kind.HARDLINK and (first := self._by_path.get(entry.target)) is not None:
                 self._by_path[entry.path] = first
 
@@ -77,6 +82,8 @@ class OldFiles:
             common: for each of the entry's chunks that the old layer has, its old position.
         """
         same = self._by_path.get(entry.path)
+        if same is not None and self._is_far(same, size):
+            same = self._named_alike(entry, size)
         if not common:
             return self._named_alike(entry, size) if same is None else same
         shared = Counter(map(self._homes.__getitem__, common))
@@ -89,6 +96,11 @@ class OldFiles:
             return same
         named = self._named_alike(entry, size)
         return best if named is None else named
+
+    def _is_far(self, file: int, size: int) -> bool:
+        """Whether a file has another size, so that it may be another one by chance."""
+        old = self._sizes[file]
+        return max(old, size) > _FAR * min(old, size) + _FAR_BYTES
 
     def _shares(self, file: int, common: Sequence[int]) -> bool:
         """Whether any of these chunks is in a file; of a large one only the beginning is searched."""
@@ -118,7 +130,9 @@ class OldFiles:
 
     def _index(self, key: Callable[[Entry], bytes], only_gone: bool) -> "_Names":
         kept = frozenset(self._kept()) if only_gone else frozenset()
-        return _Names((key(entry), entry.size, file) for file, entry in enumerate(self.files) if entry.path not in kept)
+        return _Names(
+            (key(entry), self._sizes[file], file) for file, entry in enumerate(self.files) if entry.path not in kept
+        )
 
 
 _KEYS: Final[tuple[tuple[Callable[[Entry], bytes], bool], ...]] = (

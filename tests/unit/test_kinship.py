@@ -172,6 +172,19 @@ def test_a_rotated_log_is_found_by_its_chunks_and_not_by_its_path() -> None:
     assert windows.of("N") == ["a", "b", "c", "d", "e"]
 
 
+def test_numbered_files_that_changed_places_are_told_by_their_sizes() -> None:
+    """Images of two processes: one small, one large and changed all over, but for a chunk or two."""
+    small, large = even("abcd"), even([f"l{at}" for at in range(40)])
+    old = tree(file("images/pages-1.img", small), file("images/pages-2.img", large))
+    for common in ([], ["l7"]):
+        changed = even([name if name in common else f"new{name}" for name, _ in large])
+        windows = Windows(tree(file("images/pages-1.img", changed), file("images/pages-2.img", even("abcX"))), old)
+        assert "l20" in windows.of("newl20")
+        assert windows.of("X") == ["d"]
+    windows = Windows(tree(file("images/pages-1.img", even("abcX"))), old)
+    assert windows.of("X") == ["d"]
+
+
 def test_one_common_chunk_does_not_outweigh_the_path() -> None:
     old = tree(file("a", even(["licence", *range(3)])), file("f", even("abc")))
     new = tree(file("f", even(["licence", *(f"n{at}" for at in range(20))])))
