@@ -26,6 +26,7 @@ from backends.errors import BackendError, BackendUnavailable
 TIMEOUT_S = 600.0
 """For whatever does not depend on the size of the memory, however slow the machine."""
 
+_TMP = Path("/tmp")
 _SLOWEST = 8 << 20  # bytes of memory a second, to and from a disk that others use too
 _END_TIMEOUT_S = 10.0
 _POLL_S = 0.05
@@ -65,7 +66,13 @@ class Runc:
         return ["runc", "--root", str(self.notes), *log, *map(str, words)]
 
     def restoring(self, *words: str | Path) -> list[str]:
-        """As `command`, for a restore; where nothing can be mounted on /tmp, it has the machine's."""
+        """As `command`, for a restore.
+
+        It has the machine's /tmp where nothing can be mounted there, and where that would hide what it needs.
+        """
+        needed = [self.notes, *filter(None, (criu.find(self._settings),))]
+        if any(_TMP in path.resolve().parents for path in needed):
+            return self.command("restore", *words)
         self.tmp.mkdir(mode=0o700, exist_ok=True)
         script = 'mount --bind "$1" /tmp 2>/dev/null; shift; exec "$@"'
         return ["unshare", "--mount", "sh", "-c", script, "restore", str(self.tmp), *self.command("restore", *words)]

@@ -45,6 +45,17 @@ def test_it_fails_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert engine.environment("x")[RUN_MARK] == "x"
 
 
+def test_a_restore_gets_a_tmp_of_its_own_unless_that_hides_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = EngineSettings(criu=Path("/tmp/criu")), EngineSettings(criu=Path("/bin/true"))
+    monkeypatch.setattr(runccli, "_TMP", Path("/tmp"))
+    for run, settings in ((Path("/tmp/p1/run"), elsewhere), (Path("/run/p1"), here)):
+        assert Runc(run, settings, None).restoring("x")[0] == "runc"
+    monkeypatch.setattr(runccli, "_TMP", tmp_path / "tmp")
+    assert Runc(tmp_path, elsewhere, None).restoring("x")[0] == "unshare"
+
+
 def test_the_limit_grows_with_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
     assert limit_s(0) == 600
     assert 1800 < limit_s(16 << 30) < 7200
