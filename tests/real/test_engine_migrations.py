@@ -117,8 +117,8 @@ def unharmed(stage: Stage) -> Iterator[Memory]:
     before.is_at(before.node)
 
 
-def needs_open_connections(stage: Stage) -> None:
-    """Not every CRIU can save them on every kernel."""
+def needs_tcp(stage: Stage) -> None:
+    """The service listens, and not every CRIU can save sockets of TCP on every kernel."""
     problem = None if stage.ground.engine == "libvirt" else engines.criu_without_tcp()
     if problem:
         pytest.skip(f"{stage.ground.engine}: {problem}")
@@ -128,7 +128,7 @@ def needs_open_connections(stage: Stage) -> None:
 
 
 def test_live_there_and_back_with_an_open_connection(stage: Stage) -> None:
-    needs_open_connections(stage)
+    needs_tcp(stage)
     before = memory(stage)
     source, destination = before.node, stage.away()
     with stage.ground.caller() as caller:
@@ -229,6 +229,7 @@ def test_something_open_that_criu_cannot_save(stage: Stage) -> None:
 
 
 def test_only_one_migration_at_a_time(stage: Stage) -> None:
+    needs_tcp(stage)
     before = memory(stage)
     source, destination = before.node, stage.away()
     words = ("migrate", APP, "--to", destination.name)
@@ -252,6 +253,7 @@ def test_the_node_is_killed_while_the_app_runs(stage: Stage, unharmed: Memory) -
 
 
 def test_the_destination_dies_before_the_grant(stage: Stage, unharmed: Memory) -> None:
+    needs_tcp(stage)
     ground, away = stage.ground, stage.away()
     ground.restart(away, launcher=(sys.executable, lethal_node.__file__, "destination:Ready:before"))
     done = unharmed.node.cli("migrate", APP, "--to", away.name)
@@ -263,6 +265,7 @@ def test_the_destination_dies_before_the_grant(stage: Stage, unharmed: Memory) -
 
 
 def test_the_destination_dies_after_the_grant(stage: Stage) -> None:
+    needs_tcp(stage)
     ground, before = stage.ground, memory(stage)
     source, away = before.node, stage.away()
     ground.restart(away, launcher=(sys.executable, lethal_node.__file__, "destination:Accepted:after"))
