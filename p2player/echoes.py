@@ -4,21 +4,22 @@ Both ends have the layers of the application. What a patch refers to is read fro
 verified and goes where the transfer's chunks go.
 """
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import trio
 
-from chunkstore.codec import Group
 from chunkstore.content import Content
 from chunkstore.delta.kinship import RELATIVE_BYTES
 from chunkstore.digest import Buffer, ChunkId, LayerId
 from chunkstore.pinning import hold
-from p2player.landing import BATCH_BYTES, Landed, Landing
-from p2player.patching import rebuild
-from p2player.proto import content_wire, echo_wire
+from p2player.landing import Landed, Landing
+from p2player.patching import Patch, receive_patches
+from p2player.proto import echo_wire
 from p2player.proto.echo_wire import EchoAsk
-from p2player.proto.frames import Part, RemoteProtocolError
+from p2player.proto.frames import Part
 from p2player.sources import JoinedIds
 
 
@@ -57,41 +58,21 @@ class EchoLanding:
 
     async def receive(self, ask: EchoAsk, parts: AsyncIterator[Part], landed: Landed) -> list[ChunkId]:
         """Take the answer to `ask`; `landed`, the result and errors as of `patching.PatchLanding.receive`."""
-        due = set(ask.ids)
-        failed: list[ChunkId] = []
-        batch, size = list[Group](), 0
-        async for part in parts:
-            unit = echo_wire.read_echo_header(part.header, len(ask.ids), len(self._echoed.chunks))
-            if unit is None:
-                group = content_wire.read_group(part.header, part.payload)
-                self._landing.expect(group, due)
-                batch.append(group)
-                size += group.raw_bytes
-                if size >= BATCH_BYTES:
-                    landed(await self._landing.keep(batch))
-                    batch, size = [], 0
-                continue
-            wanted = [ask.ids[at] for at in unit.wants]
-            if not due.issuperset(wanted):
-                raise RemoteProtocolError("a chunk that came twice")
-            due.difference_update(wanted)
-            names = [self._echoed.chunks[at] for at in unit.relative]
-            if await trio.to_thread.run_sync(self._apply, names, wanted, part.payload, limiter=self._threads):
-                landed(self._landing.kept(wanted))
-            else:
-                failed += wanted
-        if batch:
-            landed(await self._landing.keep(batch))
-        return failed
 
-    def _apply(self, names: Sequence[ChunkId], wanted: Sequence[ChunkId], patch: Buffer) -> bool:
-        """Make chunks and store them; in a worker thread. False: they are not what they should be."""
+        def read(header: Mapping[str, Any]) -> Patch | None:
+            unit = echo_wire.read_echo_header(header, len(ask.ids), len(self._echoed.chunks))
+            if unit is None:
+                return None
+            names = [self._echoed.chunks[at] for at in unit.relative]
+            return Patch([ask.ids[at] for at in unit.wants], partial(self._relative, names))
+
+        return await receive_patches(self._landing, self._content, self._threads, set(ask.ids), parts, landed, read)
+
+    def _relative(self, names: Sequence[ChunkId]) -> list[Buffer]:
+        """The bytes of chunks of the layers; empty when a layer was removed meanwhile, or when they are too many."""
         distinct = list(dict.fromkeys(names))
         held = hold(_bounded(self._echoed.content.read(distinct)), 2 * RELATIVE_BYTES)
-        if len(held) < len(distinct):
-            return False  # a layer was removed meanwhile, or that is too much
-        relative = [held[name] for name in names]
-        return rebuild(self._landing, self._content, wanted, relative, patch)
+        return [held[name] for name in names] if len(held) == len(distinct) else []
 
 
 def _bounded(chunks: Iterable[tuple[ChunkId, memoryview]]) -> Iterator[tuple[ChunkId, memoryview]]:

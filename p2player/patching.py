@@ -5,15 +5,15 @@ that, perhaps because two different pieces of content have one fingerprint, noth
 are asked for once more, as they are.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import trio
 
 from chunkstore.codec import Group, pack_all
 from chunkstore.content import Content
 from chunkstore.delta.errors import BadPatch
-from chunkstore.delta.kinship import Unit
 from chunkstore.delta.patch import PatchDecoder
 from chunkstore.digest import Buffer, ChunkId, chunk_id
 from p2player.kin import Kin
@@ -50,42 +50,96 @@ class PatchLanding:
             As `Landing.receive`.
         """
         due = {chunk for unit in ask.units for chunk in self._kin.wanted(unit)}
-        failed: list[ChunkId] = []
-        batch, size = list[Group](), 0
-        async for part in parts:
-            number = delta_wire.read_patch_header(part.header, len(ask.units))
+
+        def read(header: Mapping[str, Any]) -> Patch | None:
+            number = delta_wire.read_patch_header(header, len(ask.units))
             if number is None:
-                group = content_wire.read_group(part.header, part.payload)
-                self._landing.expect(group, due)
-                batch.append(group)
-                size += group.raw_bytes
-                if size >= BATCH_BYTES:
-                    landed(await self._landing.keep(batch))
-                    batch, size = [], 0
-                continue
+                return None
             unit = ask.units[number]
-            wanted = self._kin.wanted(unit)
-            if not due.issuperset(wanted):
-                raise RemoteProtocolError("a patch that came twice")
-            due.difference_update(wanted)
-            raw_bytes = self._landing.size_of(wanted)
-            apply = partial(self._apply, unit, wanted, part.payload)
-            if await trio.to_thread.run_sync(apply, limiter=self._threads):
-                self._kin.choice.observe(raw_bytes, len(part.payload))
-                landed(self._landing.kept(wanted))
-            else:
-                failed += wanted
-        if batch:
-            landed(await self._landing.keep(batch))
-        return failed
+            return Patch(self._kin.wanted(unit), partial(self._kin.read, unit, self._content))
 
-    def _apply(self, unit: Unit, wanted: Sequence[ChunkId], patch: Buffer) -> bool:
-        """Make a unit's chunks and store them; in a worker thread. False: they are not what they should be."""
-        relative = self._kin.read(unit, self._content)
-        return bool(relative) and rebuild(self._landing, self._content, wanted, relative, patch)
+        return await receive_patches(
+            self._landing, self._content, self._threads, due, parts, landed, read, self._kin.choice.observe
+        )
 
 
-def rebuild(
+class Patch(NamedTuple):
+    """What a part says of the patch in it.
+
+    Attributes:
+        wanted: the chunks that it makes, in its order.
+        relative: reads what it refers to, in its order; empty where that is not here any more. For a worker thread.
+    """
+
+    wanted: Sequence[ChunkId]
+    relative: Callable[[], Sequence[Buffer]]
+
+
+def _unobserved(_raw_bytes: int, _wire_bytes: int) -> None:
+    """The default of `receive_patches`."""
+
+
+async def receive_patches(
+    landing: Landing,
+    content: Content,
+    threads: trio.CapacityLimiter,
+    due: set[ChunkId],
+    parts: AsyncIterator[Part],
+    landed: Landed,
+    read: Callable[[Mapping[str, Any]], Patch | None],
+    observe: Callable[[int, int], None] = _unobserved,
+) -> list[ChunkId]:
+    """Take an answer of patches, and of groups where chunks come as they are.
+
+    Args:
+        landing: knows the lengths of the chunks, and keeps groups.
+        content: gets what patches make.
+        threads: how many worker threads apply patches at a time.
+        due: the chunks that were asked for; used up.
+        landed: as for `Landing.receive`.
+        read: what the header of a part says; None when the part carries a group.
+        observe: told of every patch that held: bytes that it made, and its own.
+
+    Returns:
+        Chunks whose patch did not give them.
+
+    Raises:
+        As `Landing.receive`.
+    """
+    failed: list[ChunkId] = []
+    batch, size = list[Group](), 0
+    async for part in parts:
+        patch = read(part.header)
+        if patch is None:
+            group = content_wire.read_group(part.header, part.payload)
+            landing.expect(group, due)
+            batch.append(group)
+            size += group.raw_bytes
+            if size >= BATCH_BYTES:
+                landed(await landing.keep(batch))
+                batch, size = [], 0
+            continue
+        wanted = patch.wanted
+        if not due.issuperset(wanted):
+            raise RemoteProtocolError("a chunk that came twice")
+        due.difference_update(wanted)
+        if await trio.to_thread.run_sync(_apply, landing, content, patch, part.payload, limiter=threads):
+            observe(landing.size_of(wanted), len(part.payload))
+            landed(landing.kept(wanted))
+        else:
+            failed += wanted
+    if batch:
+        landed(await landing.keep(batch))
+    return failed
+
+
+def _apply(landing: Landing, content: Content, patch: Patch, payload: Buffer) -> bool:
+    """Make chunks and store them; in a worker thread. False: they are not what they should be."""
+    relative = patch.relative()
+    return bool(relative) and _rebuild(landing, content, patch.wanted, relative, payload)
+
+
+def _rebuild(
     landing: Landing, content: Content, wanted: Sequence[ChunkId], relative: Sequence[Buffer], patch: Buffer
 ) -> bool:
     """Make chunks out of a patch, and store them if they are what their digests say; in a worker thread.
